@@ -1,0 +1,106 @@
+"""Environments: one constructor for gymnasium and DeepMind Control tasks, and a vector of them for S seeds.
+
+Actions are rescaled to [-1, 1]^A, observations are flat vectors. Every episode is seeded by (seed, its
+number), and its actions are kept: replaying them rebuilds the environment exactly, physics, warm start, counters
+and random state included, whatever the simulator. That is how a checkpoint holds an environment.
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+
+import gymnasium as gym
+import numpy as np
+from gymnasium.vector import AutoresetMode, SyncVectorEnv
+
+from softpolicy import streams as rng
+
+
+class Episodes(gym.Wrapper):
+    """Seeds each episode from (seed, number of the episode), records its actions and can rebuild its present state."""
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None):
+        """A given `seed` starts anew at episode 0; without one the next episode of the same seed begins."""
+        if seed is not None:
+            self.seed, self.episode = seed, -1
+        return self._begin(self.episode + 1, options)
+
+    def _begin(self, episode: int, options: dict | None = None):
+        self.episode, self.actions = episode, []
+        return self.env.reset(seed=rng.derive(self.seed, "episode", episode), options=options)
+
+    def step(self, action):
+        self.actions.append(np.array(action))
+        return self.env.step(action)
+
+    def save(self) -> dict:
+        """Plain data from which `restore` rebuilds the environment: seed, episode, the actions since its start."""
+        return {"seed": self.seed, "episode": self.episode, "actions": [a.tolist() for a in self.actions]}
+
+    def restore(self, state: dict) -> np.ndarray:
+        """Replay a saved episode and return the present observation `[O]`."""
+        self.seed = state["seed"]
+        obs, _ = self._begin(state["episode"])
+        for action in state["actions"]:
+            obs, *_ = self.step(np.array(action, dtype=self.action_space.dtype))
+        return obs
+
+
+def make(env_id: str) -> gym.Env:
+    """The task `env_id`: a gymnasium id (`HalfCheetah-v5`) or `dm_control/DOMAIN-TASK` (`dm_control/cheetah-run`).
+
+    Raises ValueError for an unknown id, and for tasks whose actions are not a bounded box.
+    """
+    env = _dm_control(env_id) if env_id.startswith("dm_control/") else _gymnasium(env_id)
+    if not isinstance(env.action_space, gym.spaces.Box) or not np.isfinite(env.action_space.low).all():
+        raise ValueError(f"{env_id} has the action space {env.action_space}; only bounded continuous actions are accepted")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # infinite bounds of observation spaces are cast
+        env = gym.wrappers.FlattenObservation(env)
+        return Episodes(gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)))
+
+
+def vector(env_id: str, n: int) -> SyncVectorEnv:
+    """`n` copies of a task, stepped one after the other. At an episode's end the next begins in the same step:
+    the observation returned is the new one, the true last one is in `info["final_obs"]` (see `final_obs`)."""
+    return SyncVectorEnv([lambda: make(env_id)] * n, autoreset_mode=AutoresetMode.SAME_STEP)
+
+
+def final_obs(obs: np.ndarray, info: dict) -> np.ndarray:
+    """The observations that the actions led to, `[S, O]`: `obs`, but the true last one where an episode ended."""
+    if "final_obs" not in info:
+        return obs
+    obs = obs.copy()
+    for i in np.flatnonzero(info["_final_obs"]):
+        obs[i] = info["final_obs"][i]
+    return obs
+
+
+def _gymnasium(env_id: str) -> gym.Env:
+    try:
+        return gym.make(env_id, disable_env_checker=True)
+    except gym.error.DependencyNotInstalled as e:
+        raise ValueError(f"{env_id} needs a package that is missing ({e}); install softpolicy[mujoco]") from None
+    except (gym.error.Error, ImportError) as e:
+        close = difflib.get_close_matches(env_id, gym.registry, n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "give a gymnasium id such as HalfCheetah-v5"
+        raise ValueError(f"unknown environment '{env_id}' ({e}); {hint}") from None
+
+
+def _dm_control(env_id: str) -> gym.Env:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # importing dm_control without a display warns; nothing is rendered here
+            from dm_control import suite
+            from shimmy.dm_control_compatibility import DmControlCompatibilityV0
+    except ImportError as e:
+        raise ValueError(f"{env_id} needs dm-control and shimmy ({e}); install softpolicy[dmc]") from None
+    names = [f"dm_control/{domain}-{task}" for domain, task in suite.ALL_TASKS]
+    if env_id not in names:
+        close = difflib.get_close_matches(env_id, names, n=3)
+        hint = f"did you mean {', '.join(close)}?" if close else "give an id such as dm_control/cheetah-run"
+        raise ValueError(f"unknown environment '{env_id}'; {hint}")
+    domain, task = env_id.removeprefix("dm_control/").split("-", 1)
+    # The bridge reports the end of the 1,000 steps as truncated and a task's own end (discount 0) as terminated.
+    return DmControlCompatibilityV0(suite.load(domain, task, environment_kwargs={"flat_observation": True}))

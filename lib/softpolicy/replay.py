@@ -1,0 +1,66 @@
+"""Replay: transitions of S seeds in one preallocated table, sampled uniformly with a stream for each seed."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from softpolicy import streams as rng
+
+
+class Batch(NamedTuple):
+    """Transitions; the leading axes are `[S, B]`."""
+
+    obs: Tensor  # [S, B, O]
+    action: Tensor  # [S, B, A], in [-1, 1]
+    reward: Tensor  # [S, B]
+    next_obs: Tensor  # [S, B, O], the true last observation where an episode ended
+    terminated: Tensor  # [S, B], 1 where the bootstrap stops; a time limit is not such an end
+
+
+class Replay:
+    """The last `capacity` transitions of each of S seeds, on `device`, as rows `[S, capacity, 2 O + A + 2]`.
+
+    One row holds a whole transition, so that storing is one copy and sampling one gather.
+    """
+
+    def __init__(self, capacity: int, n_seeds: int, n_obs: int, n_act: int, device="cpu"):
+        if capacity < 1:
+            raise ValueError(f"replay capacity must be at least 1, got {capacity}")
+        self.widths = (n_obs, n_act, 1, n_obs, 1)
+        self.rows = torch.zeros(n_seeds, capacity, sum(self.widths), device=device)
+        self.capacity, self.added = capacity, 0
+        self.size = torch.zeros((), dtype=torch.float64, device=device)  # read on the device, also inside a CUDA graph
+        self.first = torch.arange(n_seeds, device=device)[:, None] * capacity  # row number of each seed's slot 0
+
+    def add(self, obs, action, reward, next_obs, terminated) -> None:
+        """Store one transition a seed: arrays or tensors `[S, O], [S, A], [S], [S, O], [S]`."""
+        as_row = (torch.as_tensor(x, dtype=torch.float32) for x in (obs, action, reward, next_obs, terminated))
+        row = torch.cat([x.view(len(x), -1) for x in as_row], -1)
+        self.rows[:, self.added % self.capacity] = row.to(self.rows.device, non_blocking=True)
+        self.added += 1
+        self.size.fill_(min(self.added, self.capacity))
+
+    def sample(self, batch: int, streams: list[torch.Generator]) -> Batch:
+        """B transitions a seed, uniform with replacement; stream s chooses those of seed s."""
+        slot = (rng.uniform(streams, batch, dtype=torch.float64) * self.size).long()  # [S, B]
+        rows = self.rows.flatten(0, 1).index_select(0, (self.first + slot).flatten())
+        obs, action, reward, next_obs, terminated = rows.view(*slot.shape, -1).split(self.widths, -1)
+        return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
+
+    def save(self) -> dict:
+        """What was stored so far, as plain data."""
+        return {"added": self.added, "rows": self.rows[:, : min(self.added, self.capacity)].cpu()}
+
+    def restore(self, state: dict) -> None:
+        """Take back what `save` gave; the capacity may have grown as long as no old row was overwritten."""
+        used = state["rows"].shape[1]
+        if state["rows"].shape[0::2] != self.rows.shape[0::2] or used > self.capacity:
+            raise ValueError(f"saved replay {tuple(state['rows'].shape)} does not fit into {tuple(self.rows.shape)}")
+        if used < min(state["added"], self.capacity):
+            raise ValueError(f"a full replay of {used} rows a seed cannot grow to {self.capacity}; keep its capacity")
+        self.rows[:, :used] = state["rows"].to(self.rows.device)
+        self.added = state["added"]
+        self.size.fill_(used)

@@ -1,0 +1,257 @@
+"""The run store. A run is a folder:
+
+`rows.csv`       one row an evaluation and seed: step, seed, return and the agent's metrics; on one CPU type exactly repeatable
+`timing.csv`     step and the training seconds spent so far
+`manifest.json`  settings, versions, machine, slices and status
+`checkpoint.pt`  everything needed to go on; tensors and plain data only; not kept in git
+"""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import hashlib
+import importlib.metadata
+import io
+import json
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+import softpolicy
+
+FORMAT = "softpolicy-run-1"
+PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "dm-control", "shimmy")
+
+
+class RunError(Exception):
+    """A run folder that cannot be used as asked; the message is one sentence for a person."""
+
+
+class Run:
+    """One run's folder, held by one process at a time.
+
+    `identity` says what makes two runs the same (agent, settings, task, seeds, protocol); a folder that holds
+    another run is refused. Opening never changes what is there.
+    """
+
+    def __init__(self, out, identity: dict):
+        self.out, self.identity = Path(out), json.loads(json.dumps(identity))
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.lock = open(self.out / ".lock", "w")
+        except OSError as e:
+            raise RunError(f"the run folder {out} cannot be written ({e.strerror}); give a folder that can") from None
+        try:
+            fcntl.flock(self.lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            self.lock.close()
+            raise RunError(f"another process is at work in {out}; wait until it ends, or give another folder") from None
+        try:
+            self.manifest = self._read_manifest()
+        except RunError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Let other processes in."""
+        self.lock.close()
+
+    def _read_manifest(self) -> dict:
+        if not (self.out / "manifest.json").exists():
+            return {"format": FORMAT, "identity": self.identity, "status": "new", "diverged": {}, "slices": []}
+        found = manifest(self.out)
+        check_same(found["identity"], self.identity, self.out)
+        return found
+
+    def write_manifest(self, **changes) -> None:
+        """Merge `changes` into the manifest and write it atomically."""
+        self.manifest |= changes | {"updated": now()}
+        write_atomically(self.out / "manifest.json", (json.dumps(self.manifest, indent=1) + "\n").encode())
+
+    def append(self, name: str, rows: list[dict]) -> None:
+        """Append rows to `name`, flushed to disk before this returns."""
+        path = self.out / name
+        header = not path.exists() or path.stat().st_size == 0
+        text = io.StringIO()
+        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
+        if header:
+            writer.writeheader()
+        writer.writerows(rows)
+        try:
+            with open(path, "a") as f:
+                f.write(text.getvalue())
+                f.flush()
+                os.fsync(f.fileno())
+        except OSError as e:
+            raise RunError(f"{path} could not be written ({e.strerror}); make room, then start the same command again")\
+                from None
+
+    def trim(self, step: int) -> None:
+        """Drop rows later than `step` (they will be made again, equal) and a last line cut short."""
+        for name in ("rows.csv", "timing.csv"):
+            path = self.out / name
+            if path.exists():
+                head, *lines = path.read_text().splitlines(keepends=True) or [""]
+                kept = [li for li in lines if li.endswith("\n") and int(li.split(",", 1)[0]) <= step]
+                write_atomically(path, "".join([head, *kept] if head.endswith("\n") else []).encode())
+
+    def save_checkpoint(self, state: dict) -> None:
+        """Write the checkpoint atomically: a crash at any moment leaves the old one or the new one."""
+        buffer = io.BytesIO()
+        torch.save({"format": FORMAT, "identity": self.identity, **state}, buffer)
+        write_atomically(self.out / "checkpoint.pt", buffer.getbuffer())
+
+    def load_checkpoint(self, device) -> dict | None:
+        """The checkpoint, or None in a fresh folder; RunError if it is damaged, foreign or missing."""
+        path = self.out / "checkpoint.pt"
+        if not path.exists():
+            if (self.out / "rows.csv").exists():
+                raise RunError(
+                    f"{self.out} holds rows but no checkpoint.pt to go on from; bring the checkpoint back, or give another"
+                    " folder to run anew"
+                )
+            return None
+        try:
+            state = torch.load(path, map_location=device, weights_only=True)
+        except Exception as e:  # torch raises many types for a damaged file
+            reason = str(e).splitlines()[0][:120] if str(e) else type(e).__name__
+            raise RunError(
+                f"{path} is damaged or no checkpoint ({reason}); it was left as it is: move it away together with"
+                " rows.csv to run anew, or put a good copy in its place"
+            ) from None
+        if not isinstance(state, dict) or state.get("format") != FORMAT:
+            raise RunError(f"{path} was not written by this library ({FORMAT}); it was left as it is: give another folder")
+        check_same(state["identity"], self.identity, path)
+        return state
+
+
+def check_same(found: dict, given: dict, where) -> None:
+    """RunError naming the first settings in which two identities differ."""
+    differ = [k for k in sorted(found.keys() | given.keys()) if found.get(k) != given.get(k)]
+    if differ:
+        what = "; ".join(f"{k} is {found.get(k)!r} there and {given.get(k)!r} here" for k in differ[:3])
+        raise RunError(f"{where} belongs to another run: {what}; give the same settings or another folder")
+
+
+def write_atomically(path: Path, data) -> None:
+    """Replace `path` by `data` in one step; on failure the old file stays and RunError says why."""
+    tmp = path.with_name(path.name + ".tmp")
+    try:
+        with open(tmp, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(tmp, path)
+    except OSError as e:
+        tmp.unlink(missing_ok=True)
+        raise RunError(
+            f"{path} could not be written ({e.strerror}); make room, then start the same command again: what was"
+            " written before is intact"
+        ) from None
+
+
+def manifest(out) -> dict:
+    """The manifest of a run folder; RunError if there is none or it is not ours."""
+    path = Path(out) / "manifest.json"
+    try:
+        found = json.loads(path.read_text())
+        if found["format"] != FORMAT:
+            raise ValueError(f"format {found['format']!r}")
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise RunError(f"{path} is not a manifest of this library ({e}); give another folder") from None
+    return found
+
+
+def load(*folders) -> pd.DataFrame:
+    """The rows of runs as one tidy table: agent, env_id, size and every column of `rows.csv`, with `seconds` joined.
+
+    Also used on the folders below a root: `load(*find(root))`.
+    """
+    tables = []
+    for out in map(Path, folders):
+        identity = manifest(out)["identity"]
+        rows = pd.read_csv(out / "rows.csv")
+        if (out / "timing.csv").exists():
+            rows = rows.merge(pd.read_csv(out / "timing.csv"), on="step", how="left")
+        labels = {"agent": identity["agent"], "env_id": identity["env_id"], "size": identity["size"], "run": out.name}
+        tables.append(pd.concat([pd.DataFrame(labels, index=rows.index), rows], axis=1))
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
+def find(root=None) -> list[Path]:
+    """Every run folder below `root` (the recorded runs if none is given), sorted."""
+    root = data_root() / "runs" if root is None else Path(root)
+    return sorted(path.parent for path in root.rglob("manifest.json"))
+
+
+def data_root() -> Path:
+    """The repository's `data/`: the environment variable SOFTPOLICY_DATA, else beside the library in a checkout."""
+    return Path(os.environ.get("SOFTPOLICY_DATA", Path(__file__).parents[2] / "data"))
+
+
+def scratch_root() -> Path:
+    """Where chapters put live runs: the environment variable SOFTPOLICY_RUNS, else `runs/` below the working folder."""
+    return Path(os.environ.get("SOFTPOLICY_RUNS", "runs"))
+
+
+def now() -> str:
+    """The time in UTC, to the second."""
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def provenance(device) -> dict:
+    """What a slice of a run was made with: versions, commit, hash of the library, machine."""
+    versions = {"python": platform.python_version()} | {name: version(name) for name in PACKAGES}
+    return {
+        "softpolicy": softpolicy.__version__,
+        "commit": commit(),
+        "library": library_hash(),
+        "versions": versions,
+        "device": machine(device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def version(package: str) -> str:
+    """The installed version of a package, `""` without it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""
+
+
+def library_hash() -> str:
+    """The first 12 hex digits of a SHA-256 over the package's source."""
+    root, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def commit() -> str:
+    """The commit of the checkout that holds the library, `+changes` if it was changed, `""` outside one."""
+    git = ["git", "-C", str(Path(__file__).parent)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
+        status = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    return head.stdout.strip() + ("+changes" if status.stdout.strip() else "")
+
+
+def machine(device) -> str:
+    """The accelerator's name, or the processor's with its number of cores."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return f"{name}, {os.cpu_count()} cores"

@@ -1,0 +1,42 @@
+"""Settings that carry their own documentation, and their size presets."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pandas as pd
+
+SIZES = {
+    "paper": {},  # every agent's own defaults
+    "small": {"width": 128, "batch": 128},  # for studies on a CPU; the same for every method
+}
+
+
+def setting(default, doc: str):
+    """A dataclass field with its meaning and its source (paper, released code, ours) attached."""
+    return dataclasses.field(default=default, metadata={"doc": doc})
+
+
+def sized(config_class, size: str = "paper", **overrides):
+    """The settings of an agent at a size of `SIZES`, some overridden; ValueError for unknown names."""
+    if size not in SIZES:
+        raise ValueError(f"unknown size '{size}'; accepted are {', '.join(SIZES)}")
+    known = [f.name for f in dataclasses.fields(config_class)]
+    if unknown := [name for name in overrides if name not in known]:
+        raise ValueError(f"unknown setting {', '.join(unknown)} of {config_class.name}; accepted are {', '.join(known)}")
+    return config_class(**{**SIZES[size], **overrides})
+
+
+def size_of(config) -> str:
+    """The preset that the width and batch of `config` belong to, or their values in words."""
+    for name in SIZES:
+        preset = sized(type(config), name)
+        if (preset.width, preset.batch) == (config.width, config.batch):
+            return name
+    return f"width {config.width}, batch {config.batch}"
+
+
+def table(config_class) -> pd.DataFrame:
+    """Name, default, meaning and source of each setting, for a page."""
+    rows = [(f.name, f.default, f.metadata["doc"]) for f in dataclasses.fields(config_class)]
+    return pd.DataFrame(rows, columns=["setting", "default", "meaning and source"]).set_index("setting")

@@ -1,0 +1,328 @@
+"""The training loop, the only way an agent is trained: in a test, in a cell and at full scale.
+
+Step t: act, update on what was stored before, step the environments, store. The update does not need step t's
+transition, so that on a GPU it runs while the environments move. `python -m softpolicy.train --help` for the command line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import importlib
+import inspect
+import signal
+import sys
+import threading
+import time
+
+import numpy as np
+import pandas as pd
+import torch
+
+from softpolicy import envs, runs
+from softpolicy import streams as rng
+from softpolicy.cuda import captured
+from softpolicy.replay import Replay
+from softpolicy.settings import SIZES, size_of, sized
+
+# What each scale means: keyword arguments of `train`. Full is the papers' budget.
+SCALES = {
+    "smoke": dict(steps=300, warmup=100, eval_every=100, eval_episodes=1, checkpoint_every=200),
+    "demo": dict(steps=10_000, warmup=1_000, eval_every=1_000, eval_episodes=3, checkpoint_every=5_000),
+    "full": dict(steps=1_000_000, warmup=10_000, eval_every=5_000, eval_episodes=10, checkpoint_every=20_000),
+}
+
+
+def train(
+    config,
+    env_id: str,
+    seeds: list[int],
+    steps: int,
+    out: str,
+    *,
+    warmup: int = 10_000,
+    eval_every: int = 5_000,
+    eval_episodes: int = 10,
+    checkpoint_every: int = 20_000,
+    device: str = "cpu",
+    max_seconds: float = 0,
+) -> pd.DataFrame:
+    """Train `config`'s agent on `env_id`, one independent run a seed, and return the tidy rows of folder `out`.
+
+    steps            environment steps of each seed, one update a step after `warmup` steps of uniform actions
+                     (default: ten episodes, as in the authors' code, `softlearning`)
+    eval_every       evaluate at multiples of this step, after the warm-up: `eval_episodes` whole episodes a seed with
+                     the agent's evaluation action, in environments of their own
+    checkpoint_every steps between checkpoints; the same call goes on from the last one, and with more `steps` a
+                     complete run is extended
+    max_seconds      stop with a checkpoint before so many seconds have passed (0: no limit); SIGTERM does the same
+
+    A seed whose actions, observations, rewards or metrics stop being finite is marked as diverged in the manifest
+    and gets no further rows; the others go on. Raises ValueError for bad arguments, `runs.RunError` for a folder
+    that cannot be used; neither touches what is on disk.
+    """
+    check(seeds, device, steps=steps, eval_every=eval_every, eval_episodes=eval_episodes,
+          checkpoint_every=checkpoint_every)  # fmt: skip
+    if not 1 <= warmup < steps or max_seconds < 0:
+        raise ValueError(
+            f"warmup must be at least 1 and less than steps ({steps}), and max_seconds not negative; got {warmup} and {max_seconds}"
+        )
+    identity = {
+        "agent": config.name,
+        **{f"{config.name}.{k}": v for k, v in dataclasses.asdict(config).items()},
+        "env_id": env_id,
+        "seeds": list(seeds),
+        "size": size_of(config),
+        "warmup": warmup,
+        "eval_every": eval_every,
+        "eval_episodes": eval_episodes,
+        "physics": runs.version("mujoco"),
+    }
+    loop = Loop(config, env_id, list(seeds), steps, eval_episodes, device)
+    run = runs.Run(out, identity)
+    try:
+        if run.manifest["status"] == "complete" and run.manifest["steps"] >= steps:
+            return runs.load(out)
+        loop.open(run, max_seconds)
+        loop.run(warmup, eval_every, checkpoint_every)
+    finally:
+        run.close()
+        loop.close()
+    return runs.load(out) if (run.out / "rows.csv").exists() else pd.DataFrame()
+
+
+def check(seeds, device, **counts) -> None:
+    """ValueError, in one sentence, unless the seeds are distinct and non-negative, counts positive, the device there."""
+    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+        raise ValueError(f"seeds must be distinct non-negative integers, at least one, got {list(seeds)}")
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"{name} must be at least 1, got {value}")
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as e:
+        reason = str(e).splitlines()[0]
+        raise ValueError(f"the device '{device}' cannot be used here ({reason}); give cpu or a GPU that is there") from None
+
+
+class Loop:
+    """The state of one run in memory, and the loop over it."""
+
+    def __init__(self, config, env_id: str, seeds: list[int], steps: int, eval_episodes: int, device: str):
+        self.seeds, self.steps, self.eval_episodes, self.device = seeds, steps, eval_episodes, device
+        self.env_id, self.config, n = env_id, config, len(seeds)
+        self.envs = envs.vector(env_id, n)
+        n_obs, self.n_act = self.envs.single_observation_space.shape[0], self.envs.single_action_space.shape[0]
+        self.agent = config.build(n_obs, self.n_act, seeds, device)
+        self.replay = Replay(min(config.capacity, steps), n, n_obs, self.n_act, device)
+        self.streams = {name: rng.generators(seeds, name, device=device) for name in ("act", "sample")}
+        self.warm = rng.generators(seeds, "warmup")
+        self.step, self.seconds, self.diverged = 0, 0.0, {}
+        self.episode_return, self.finished = np.zeros(n), [[] for _ in seeds]
+        self.metrics, self.eval_envs = {}, None
+        self.update = captured(lambda: self.agent.update(self.replay.sample(config.batch, self.streams["sample"])), self)
+
+    def open(self, run: runs.Run, max_seconds: float) -> None:
+        """Go on from the folder's checkpoint, or begin."""
+        self.folder, self.began, self.max_seconds = run, time.monotonic(), max_seconds
+        self.reserve = {"evaluation": 0.0, "checkpoint": 0.0}  # seconds that each took at most, for the time limit
+        state = run.load_checkpoint(self.device)
+        if state is None:
+            self.obs, _ = self.envs.reset(seed=[rng.derive(s, "training") for s in self.seeds])
+        else:
+            self.restore(state)
+        run.trim(self.step)
+        slices = [*run.manifest["slices"], {"from_step": self.step, "started": runs.now(), **runs.provenance(self.device)}]
+        run.write_manifest(status="running", steps=self.steps, step=self.step, diverged=self.diverged, slices=slices)
+        if state is None:
+            self.checkpoint()
+
+    def run(self, warmup: int, eval_every: int, checkpoint_every: int) -> None:
+        """Steps until the end, the time limit, SIGTERM, or until every seed has diverged."""
+        terminated = _on_sigterm()
+        while self.step < self.steps and len(self.diverged) < len(self.seeds):
+            self.advance(warmup)
+            if self.step > warmup and self.step % eval_every == 0:
+                self.timed("evaluation", self.evaluate)
+            if terminated() or self.out_of_time():
+                break
+            if self.step % checkpoint_every == 0 and self.step < self.steps:
+                self.timed("checkpoint", self.checkpoint)
+        if len(self.diverged) == len(self.seeds):
+            status = "diverged"
+        else:
+            status = "complete" if self.step == self.steps else "stopped"
+        self.checkpoint()
+        self.folder.write_manifest(status=status, step=self.step, diverged=self.diverged, seconds=round(self.elapsed(), 1))
+
+    def advance(self, warmup: int) -> None:
+        """One environment step and, after the warm-up, one update for every seed."""
+        explore = self.step < warmup
+        action = 2 * rng.uniform(self.warm, self.n_act) - 1 if explore else self.act(self.obs)
+        action = action.cpu().numpy()  # [S, A]
+        if not explore:
+            self.metrics = self.update()
+        self.mark(~np.isfinite(action).all(1))
+        next_obs, reward, terminated, truncated, info = self.envs.step(np.nan_to_num(action))
+        final = envs.final_obs(next_obs, info)
+        self.step += 1
+        self.mark(~(np.isfinite(final).all(1) & np.isfinite(next_obs).all(1) & np.isfinite(reward)))
+        next_obs, reward, final = (np.nan_to_num(x, posinf=0, neginf=0) for x in (next_obs, reward, final))
+        self.replay.add(self.obs, action, reward, final, terminated)
+        self.obs = next_obs
+        self.episode_return += reward
+        for i in np.flatnonzero(terminated | truncated):
+            self.finished[i].append(float(self.episode_return[i]))
+            self.episode_return[i] = 0
+
+    def act(self, obs: np.ndarray) -> torch.Tensor:
+        """The agent's exploring actions `[S, A]` for observations `[S, O]`."""
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device)[:, None]  # [S, 1, O]
+        return self.agent.act(obs, self.streams["act"])[:, 0]
+
+    def mark(self, bad: np.ndarray) -> None:
+        """Record the seeds of the mask `[S]` as diverged at this step, once."""
+        for i in np.flatnonzero(bad):
+            self.diverged.setdefault(str(self.seeds[i]), self.step)
+
+    def evaluate(self) -> None:
+        """Append one row a seed: mean return and length of `eval_episodes` episodes, and the last update's metrics."""
+        n, k = len(self.seeds), self.eval_episodes
+        if self.eval_envs is None:
+            self.eval_envs = envs.vector(self.env_id, n * k)
+        start = [rng.derive(s, "evaluation", self.step, j) for s in self.seeds for j in range(k)]
+        obs, _ = self.eval_envs.reset(seed=start)
+        returns, lengths, alive = np.zeros(n * k), np.zeros(n * k), np.ones(n * k, bool)
+        while alive.any():
+            batch = torch.as_tensor(obs, dtype=torch.float32, device=self.device).view(n, k, -1)
+            action = self.agent.act(batch).reshape(n * k, -1).cpu().numpy()
+            obs, reward, terminated, truncated, _ = self.eval_envs.step(np.nan_to_num(action))
+            returns += alive * np.nan_to_num(reward)
+            lengths += alive
+            alive &= ~(terminated | truncated)
+        metrics = {name: x.tolist() for name, x in self.metrics.items()}
+        self.mark(~np.isfinite(list(metrics.values())).all(0))
+        rows = [
+            {"step": self.step, "seed": seed, "return": returns.reshape(n, k)[i].mean(),
+             "length": lengths.reshape(n, k)[i].mean(), "episodes": k,
+             "train_return": np.mean(self.finished[i]) if self.finished[i] else "",
+             **{name: x[i] for name, x in metrics.items()}}
+            for i, seed in enumerate(self.seeds) if str(seed) not in self.diverged
+        ]  # fmt: skip
+        self.finished = [[] for _ in self.seeds]
+        if rows:
+            self.folder.append("rows.csv", rows)
+            self.folder.append("timing.csv", [{"step": self.step, "seconds": round(self.elapsed(), 2)}])
+            self.folder.write_manifest(step=self.step, diverged=self.diverged, seconds=round(self.elapsed(), 1))
+
+    def elapsed(self) -> float:
+        """Seconds of training, earlier slices included."""
+        return self.seconds + time.monotonic() - self.began
+
+    def timed(self, name: str, work) -> None:
+        start = time.monotonic()
+        work()
+        self.reserve[name] = max(self.reserve[name], time.monotonic() - start)
+
+    def out_of_time(self) -> bool:
+        """Whether the time left may be too short for one more evaluation and the last checkpoint."""
+        left = self.max_seconds - (time.monotonic() - self.began)
+        return self.max_seconds > 0 and left < self.reserve["evaluation"] + 2 * self.reserve["checkpoint"]
+
+    def checkpoint(self) -> None:
+        """Write everything that the rest of the run depends on."""
+        self.folder.save_checkpoint(
+            {
+                "step": self.step,
+                "seconds": self.elapsed(),
+                "diverged": self.diverged,
+                "agent": self.agent.save(),
+                "replay": self.replay.save(),
+                "streams": {name: rng.save(s) for name, s in {**self.streams, "warmup": self.warm}.items()},
+                "envs": [env.save() for env in self.envs.envs],
+                "obs": torch.as_tensor(self.obs),
+                "episode_return": self.episode_return.tolist(),
+                "finished": self.finished,
+                "metrics": self.metrics,
+            }
+        )
+
+    def restore(self, state: dict) -> None:
+        """The opposite of `checkpoint`; the environments replay their present episodes."""
+        if state["step"] > self.steps:
+            raise runs.RunError(f"{self.folder.out} is already at step {state['step']}, past the {self.steps} asked for")
+        self.step, self.seconds, self.diverged = state["step"], state["seconds"], state["diverged"]
+        self.agent.restore(state["agent"])
+        self.replay.restore(state["replay"])
+        for name, s in {**self.streams, "warmup": self.warm}.items():
+            rng.restore(s, state["streams"][name])
+        self.obs = state["obs"].cpu().numpy()
+        replayed = np.stack([env.restore(s) for env, s in zip(self.envs.envs, state["envs"], strict=True)])
+        healthy = [str(seed) not in self.diverged for seed in self.seeds]
+        if not np.array_equal(replayed[healthy], self.obs[healthy]):
+            raise runs.RunError(
+                f"{self.env_id} did not come back to the state in which {self.folder.out} was left, so the simulator here"
+                " is not the one of that run; go on where it was made, or give another folder"
+            )
+        self.episode_return, self.finished = np.array(state["episode_return"]), state["finished"]
+        self.metrics = state["metrics"]
+
+    def close(self) -> None:
+        self.envs.close()
+        if self.eval_envs is not None:
+            self.eval_envs.close()
+
+
+def _on_sigterm():
+    """A function that tells whether SIGTERM came since now (signals reach the main thread only)."""
+    came = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: came.set())
+    return came.is_set
+
+
+def arguments() -> argparse.ArgumentParser:
+    """The command line, made from the signature of `train`; the agent's settings are added once it is known."""
+    parser = argparse.ArgumentParser(prog="python -m softpolicy.train", description=train.__doc__.splitlines()[0])
+    parser.add_argument("--agent", required=True, help="a file of softpolicy.agents, e.g. sac")
+    parser.add_argument("--size", default="paper", choices=SIZES, help="preset of widths and batch")
+    for name, p in inspect.signature(train, eval_str=True).parameters.items():
+        flag = "--" + name.replace("_", "-")
+        if name == "seeds":
+            parser.add_argument(flag, type=int, nargs="+", required=True)
+        elif name != "config":
+            required = p.default is p.empty
+            parser.add_argument(flag, type=p.annotation, required=required, default=None if required else p.default)
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    return parser
+
+
+def main(argv=None) -> int:
+    """Exit status: 0 complete, 75 stopped before the end (the same command goes on), 1 all diverged, 2 cannot be done."""
+    parser = arguments()
+    known, _ = parser.parse_known_args(argv)
+    try:
+        config_class = importlib.import_module(f"softpolicy.agents.{known.agent}").Config
+    except ModuleNotFoundError:
+        parser.error(f"unknown agent '{known.agent}'; give a file of softpolicy/agents, e.g. sac")
+    fields = dataclasses.fields(config_class)
+    group = parser.add_argument_group(f"settings of {known.agent}")
+    for f in fields:
+        kind = {"True": True, "False": False}.__getitem__ if isinstance(f.default, bool) else type(f.default)
+        group.add_argument(f"--{f.name.replace('_', '-')}", type=kind, default=None, help=f"{f.metadata['doc']} [{f.default}]")
+    given = vars(parser.parse_args(argv))
+    agent, size, threads = (given.pop(k) for k in ("agent", "size", "threads"))
+    overrides = {f.name: v for f in fields if (v := given.pop(f.name)) is not None}
+    torch.set_num_threads(threads)
+    try:
+        train(sized(config_class, size, **overrides), **given)
+    except (ValueError, runs.RunError) as e:
+        print(f"error: {e}", file=sys.stderr)
+        return 2
+    found = runs.manifest(given["out"])
+    print(f"{given['out']}: {found['status']} at step {found['step']} of {found['steps']}")
+    return {"complete": 0, "stopped": 75}.get(found["status"], 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
