@@ -255,3 +255,8 @@ def machine(device) -> str:
     except (OSError, StopIteration):
         name = platform.processor() or platform.machine()
     return f"{name}, {os.cpu_count()} cores"
+
+
+def reported(name: str) -> pd.DataFrame:
+    """Figures that papers and other projects report, with their sources: `data/reported/NAME.csv`."""
+    return pd.read_csv(data_root() / "reported" / f"{name}.csv")

@@ -1,0 +1,76 @@
+"""The figures of the book and their one style. Functions return the matplotlib figure and save nothing."""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from softpolicy import stats
+
+PALETTE = "colorblind"
+
+
+def style() -> None:
+    """Set the book's style: opaque white (legible in the dark theme too), colour-blind-safe, 110 dpi."""
+    sns.set_theme(style="whitegrid", palette=PALETTE, context="notebook", font_scale=0.9)
+    plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 110, "figure.facecolor": "white", "figure.figsize": (6.4, 4)})
+
+
+def scale_note(rows, budget: int = 1_000_000) -> str:
+    """What a figure of `rows` must say about itself: steps reached of the full budget, seeds and size."""
+    reached, seeds = rows["step"].max(), rows["seed"].nunique()
+    sizes = ", ".join(sorted(rows["size"].unique()))
+    seeds = f"{seeds} seed" + ("s" if seeds > 1 else "")
+    return f"{_steps(reached)} of {_steps(budget)} steps, {seeds}, size: {sizes}"
+
+
+def _steps(n: int) -> str:
+    return f"{n / 1e6:g}M" if n >= 1e6 else f"{n / 1e3:g}k"
+
+
+def learning_curves(
+    rows, value="return", x="step", hue="agent", aggregate=np.mean, level=0.95, reference=None, axes=None
+) -> Figure:
+    """One panel a task: thin lines for seeds, `aggregate` over seeds in bold, its bootstrap interval as a band.
+
+    rows       tidy rows (`runs.load`)
+    x          "step" or "seconds"
+    aggregate  `np.mean` or `stats.iqm`; takes `axis`
+    reference  rows of a table of reported returns (`runs.reported`) to draw as points with their spread
+    """
+    tasks = list(dict.fromkeys(rows["env_id"]))
+    if axes is None:
+        _, axes = plt.subplots(1, len(tasks), figsize=(5.6 * len(tasks), 3.9), squeeze=False, layout="constrained")
+    colors = dict(zip(dict.fromkeys(rows[hue]), sns.color_palette(PALETTE), strict=False))
+    for ax, task in zip(np.ravel(axes), tasks, strict=True):
+        here = rows[rows["env_id"] == task]
+        for name, group in here.groupby(hue, sort=False):
+            _curve(ax, group, value, x, aggregate, level, name, colors[name])
+        if reference is not None:
+            _points(ax, reference, len(colors))
+        ax.set(title=f"{task}\n{scale_note(here)}", ylabel=value.replace("_", " "))
+        ax.set_xlabel({"step": "environment steps", "seconds": "training time (s)"}.get(x, x))
+        ax.title.set_fontsize("medium")
+        ax.legend(fontsize="small")
+    return np.ravel(axes)[0].figure
+
+
+def _curve(ax, group, value, x, aggregate, level, name, color) -> None:
+    table = group.pivot(index="step", columns="seed", values=value)
+    at = group.groupby("step")[x].first() if x != "step" else table.index
+    ax.plot(at, table, color=color, lw=0.7, alpha=0.5)
+    full = table.dropna()  # the aggregate needs every seed; a diverged one is told in the manifest
+    at = np.asarray(at)[table.notna().all(axis=1)]
+    ax.plot(at, aggregate(full.to_numpy(), axis=1), color=color, lw=2.2, label=name)
+    band = np.array([stats.stratified_bootstrap(v, aggregate, level=level) for v in full.to_numpy()])
+    if len(band) and full.shape[1] > 1:
+        ax.fill_between(at, band[:, 0], band[:, 1], color=color, alpha=0.2, lw=0)
+
+
+def _points(ax, reference, offset: int) -> None:
+    colors = sns.color_palette(PALETTE)[offset:]
+    for (_, row), color in zip(reference.iterrows(), colors * 9, strict=False):
+        label = f"{row['source']}, {row['env_id']}"
+        ax.errorbar(row["steps"], row["mean"], yerr=row["spread"], fmt="D", ms=5, capsize=3, color=color, label=label)

@@ -1,0 +1,120 @@
+"""What the pages say about the recorded runs, worked out from their rows: verdicts, claims, the status table.
+
+`python -m softpolicy.report claims|status` prints the Markdown that the site includes.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from softpolicy import runs, stats
+
+TASKS = {"HalfCheetah": "HalfCheetah-v5", "dm_control/cheetah-run": "dm_control/cheetah-run"}
+
+
+class Claim(NamedTuple):
+    """A row of the table of claims: where it is tested, what is claimed by whom, and what our rows say."""
+
+    chapter: str
+    claim: str
+    verdict: str
+    evidence: str
+
+
+def verdict(ours: float, low: float, high: float, reported: float, spread: float) -> str:
+    """Ours, with interval [low, high], against a reported mean and spread (0 if none was given).
+
+    "reproduced": ours lies within the reported mean +- spread. "within interval": the reported mean lies in our
+    interval. Otherwise "higher" or "lower".
+    """
+    if abs(ours - reported) <= spread:
+        return "reproduced"
+    if low <= reported <= high:
+        return "within interval"
+    return "higher" if ours > reported else "lower"
+
+
+def score_at(rows: pd.DataFrame, step: int, last: int = 3) -> pd.Series:
+    """Each seed's mean return over the last `last` evaluations up to `step`; only seeds that got there."""
+    reached = rows.groupby("seed")["step"].transform("max") >= step
+    rows = rows[reached & (rows["step"] <= step)].sort_values("step")
+    return rows.groupby("seed")["return"].apply(lambda r: r.tail(last).mean())
+
+
+def against_reported(rows: pd.DataFrame, agent: str = "sac", size: str = "paper") -> pd.DataFrame:
+    """Our returns beside the reported ones of `data/reported/AGENT.csv` at the same task and number of steps.
+
+    Ours: mean over seeds of each seed's last three evaluations up to that step, with its bootstrap interval. Task
+    versions differ (see the columns): a reported row without a run of ours has the verdict "not run".
+    """
+    table = []
+    for _, r in runs.reported(agent).iterrows():
+        env_id = TASKS.get(r["env_id"].split("-v")[0], f"{r['env_id'].split('-v')[0]}-v5")
+        here = rows[(rows["env_id"] == env_id) & (rows["agent"] == agent) & (rows["size"] == size)] if len(rows) else rows
+        scores = score_at(here, r["steps"]) if len(here) else here
+        row = {"env_id": env_id, "steps": r["steps"], "ours": np.nan, "interval": "", "n": len(scores)}
+        word = "not run"
+        if len(scores):
+            low, high = stats.stratified_bootstrap(scores, np.mean)
+            spread = 0.0 if pd.isna(r["spread"]) else r["spread"]
+            word = verdict(scores.mean(), low, high, r["mean"], spread)
+            row |= {"ours": round(scores.mean(), 1), "interval": f"[{low:.0f}, {high:.0f}]"}
+        reported = f"{r['mean']:.0f}" + ("" if pd.isna(r["spread"]) else f" +- {r['spread']:.0f}")
+        table.append(row | {"reported": reported, "reported_n": r["n"], "source": r["source"],
+                            "reported_env": r["env_id"], "verdict": word})  # fmt: skip
+    return pd.DataFrame(table)
+
+
+def claims(root: Path | None = None) -> list[Claim]:
+    """Every claim the book tests, with the verdict that the recorded rows give."""
+    table = against_reported(runs.load(*runs.find(root)))
+    found = []
+    for _, r in table[table["steps"] == 100_000].iterrows():
+        evidence = "no run recorded"
+        if r["n"]:
+            evidence = f"ours {r['ours']:.0f} {r['interval']} (n = {r['n']}); reported {r['reported']} on {r['reported_env']}"
+        text = f"SAC on {r['env_id']} at 100k steps returns what {r['source']} reports"
+        found.append(Claim("[Soft policies](soft_policies.ipynb)", text, r["verdict"], evidence))
+    return found
+
+
+def claims_table(root: Path | None = None) -> str:
+    """The claims as a Markdown table."""
+    return pd.DataFrame(claims(root)).to_markdown(index=False)
+
+
+def status_table(root: Path | None = None) -> str:
+    """One row a recorded run, from its manifest alone, as a Markdown table."""
+    table = []
+    for out in runs.find(root):
+        m = runs.manifest(out)
+        i, last = m["identity"], m["slices"][-1]
+        diverged = f", {len(m['diverged'])} diverged" if m["diverged"] else ""
+        table.append(
+            {
+                "run": f"`{i['agent']}` on `{i['env_id']}`",
+                "size": i["size"],
+                "seeds": len(i["seeds"]),
+                "steps": f"{m['step']:,} of {m['steps']:,}",
+                "status": m["status"] + diverged,
+                "hours": f"{m.get('seconds', 0) / 3600:.2f}",
+                "machine": last["device"],
+                "versions": ", ".join(f"{k} {last['versions'][k]}" for k in ("torch", "gymnasium", "mujoco")),
+                "date": last["started"][:10],
+                "commit": last["commit"],
+                "slices": len(m["slices"]),
+            }
+        )
+    return pd.DataFrame(table).to_markdown(index=False) if table else "No run has been recorded yet."
+
+
+if __name__ == "__main__":
+    pages = {"claims": claims_table, "status": status_table}
+    if len(sys.argv) != 2 or sys.argv[1] not in pages:
+        sys.exit(f"error: give one of {', '.join(pages)}")
+    print(pages[sys.argv[1]]())

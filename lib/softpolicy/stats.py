@@ -1,0 +1,53 @@
+"""Aggregates and intervals for few runs on several tasks, as arXiv 2108.13264 recommends. Chapter *Soft policies*.
+
+Scores are arrays `[R, K]`: R runs (seeds) on each of K tasks; one task is `[R]` or `[R, 1]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from scipy import stats as scipy_stats
+
+
+def iqm(scores, axis=None) -> float | np.ndarray:
+    """Interquartile mean: the mean of the middle half, the lowest and highest quarter left out (section 4.2)."""
+    return scipy_stats.trim_mean(scores, 0.25, axis=axis)
+
+
+def stratified_bootstrap(
+    scores, statistic: Callable = iqm, reps: int = 2_000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile interval of `statistic` when the runs of each task are drawn anew, task by task (section 4.1).
+
+    `statistic(x, axis=1)` reduces `[reps, R K]`. The interval depends on `seed` alone. It is too narrow for very few
+    runs: with R = 3 a task has only 10 distinct resamples.
+    """
+    scores = np.asarray(scores, dtype=float)
+    scores = scores[:, None] if scores.ndim == 1 else scores
+    if scores.ndim != 2 or scores.size == 0 or not np.isfinite(scores).all():
+        raise ValueError(f"scores must be a finite array [runs] or [runs, tasks], got shape {scores.shape}")
+    n_runs, n_tasks = scores.shape
+    draw = np.random.default_rng(seed).integers(n_runs, size=(reps, n_runs, n_tasks))
+    values = statistic(scores[draw, np.arange(n_tasks)].reshape(reps, -1), axis=1)
+    low, high = np.quantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def performance_profile(scores, thresholds) -> np.ndarray:
+    """The share of runs with a score above each threshold, `[T]` (section 4.3)."""
+    return (np.asarray(scores).reshape(-1, 1) > np.asarray(thresholds)).mean(0)
+
+
+def probability_of_improvement(x, y) -> float:
+    """P(X > Y) for runs of two methods, ties counted half, averaged over tasks (section 4.3)."""
+    x, y = (np.asarray(v, dtype=float).reshape(len(v), -1) for v in (x, y))
+    wins = [scipy_stats.mannwhitneyu(a, b).statistic / (len(a) * len(b)) for a, b in zip(x.T, y.T, strict=True)]
+    return float(np.mean(wins))
+
+
+def final_scores(rows, last: int = 10):
+    """Each run's score: the mean return of its last ten evaluations, as a series over (env_id, agent, size, seed)."""
+    keys = ["env_id", "agent", "size", "seed"]
+    return rows.sort_values("step").groupby(keys)["return"].apply(lambda r: r.tail(last).mean())

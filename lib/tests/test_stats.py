@@ -1,0 +1,70 @@
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from softpolicy import stats
+
+values = hnp.arrays(float, st.integers(1, 12), elements=st.floats(-100, 100))
+
+
+def test_iqm_of_four_is_the_mean_of_the_middle_two():
+    assert stats.iqm([1000.0, 2.0, 4.0, -1000.0]) == 3.0
+
+
+@given(values, st.floats(-10, 10), st.floats(0.1, 10))
+def test_iqm_moves_and_scales_with_the_scores(x, shift, scale):
+    assert stats.iqm(scale * x + shift) == pytest.approx(scale * stats.iqm(x) + shift, abs=1e-6)
+
+
+@given(values)
+def test_iqm_ignores_outliers_and_order(x):
+    assert stats.iqm(x) == pytest.approx(stats.iqm(np.sort(x)[::-1]), abs=1e-9)
+    padded = np.concatenate([np.full(len(x), 1e9), x, x, np.full(len(x), -1e9)])
+    assert stats.iqm(padded) == pytest.approx(np.mean(x), abs=1e-6)
+
+
+def test_bootstrap_interval_matches_the_normal_theory():
+    """For the mean of many normal scores the interval tends to mean +- 1.96 std / sqrt(n)."""
+    x = np.random.default_rng(1).normal(5, 2, (400, 1))
+    low, high = stats.stratified_bootstrap(x, np.mean, reps=8_000)
+    half = 1.96 * x.std() / 20
+    assert low == pytest.approx(x.mean() - half, abs=0.03)
+    assert high == pytest.approx(x.mean() + half, abs=0.03)
+
+
+def test_bootstrap_of_three_runs_is_that_of_all_27_resamples():
+    x = np.array([0.0, 1.0, 5.0])
+    means = [np.mean(r) for r in itertools.product(x, repeat=3)]
+    low, high = stats.stratified_bootstrap(x, np.mean, reps=50_000, level=0.8)
+    assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.1, 0.9])), abs=1e-9)
+
+
+def test_bootstrap_draws_within_tasks_only():
+    x = np.array([[0.0, 100.0], [0.0, 100.0], [0.0, 100.0]])  # no spread within a task
+    assert stats.stratified_bootstrap(x, np.mean) == (50.0, 50.0)
+
+
+def test_bootstrap_is_repeatable_and_refuses_bad_scores():
+    x = np.random.default_rng(0).normal(size=(5, 2))
+    assert stats.stratified_bootstrap(x) == stats.stratified_bootstrap(x)
+    for bad in (np.array([1.0, np.nan]), np.zeros((0, 2)), np.zeros((2, 2, 2))):
+        with pytest.raises(ValueError, match="finite array"):
+            stats.stratified_bootstrap(bad)
+
+
+@given(values, values)
+def test_probability_of_improvement_counts_pairs(x, y):
+    pairs = np.mean([(a > b) + 0.5 * (a == b) for a in x for b in y])
+    assert stats.probability_of_improvement(x, y) == pytest.approx(pairs)
+    assert stats.probability_of_improvement(x, y) + stats.probability_of_improvement(y, x) == pytest.approx(1)
+
+
+@given(values)
+def test_performance_profile_falls_from_one_to_zero(x):
+    profile = stats.performance_profile(x, np.sort(np.r_[x.min() - 1, x, x.max() + 1]))
+    assert profile[0] == 1 and profile[-1] == 0
+    assert (np.diff(profile) <= 0).all()

@@ -1,0 +1,320 @@
+"""Runs that are killed, stopped, damaged, poisoned or asked for the impossible; most as real processes."""
+
+import json
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from softpolicy import runs
+from softpolicy.agents import sac
+from softpolicy.settings import sized, size_of
+from softpolicy.train import Loop, train
+
+TINY = sac.Config(width=16, batch=8)
+SHORT = dict(warmup=20, eval_every=30, eval_episodes=2, checkpoint_every=40)
+
+
+def command(out, env_id="Hopper-v5", steps=1500, **more):
+    settings = dict(agent="sac", env_id=env_id, steps=steps, out=out, width=16, batch=8, warmup=50, eval_every=100,
+                    eval_episodes=1, checkpoint_every=130) | more  # fmt: skip
+    flags = [x for k, v in settings.items() for x in (f"--{k.replace('_', '-')}", str(v))]
+    return [sys.executable, "-m", "softpolicy.train", "--seeds", "2", "5", *flags]
+
+
+def call(*args, **kw):
+    return subprocess.run(command(*args, **kw), capture_output=True, text=True)
+
+
+def rows_of(out):
+    return (Path(out) / "rows.csv").read_text()
+
+
+def until(condition, process, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < end, "the run made no progress"
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize("env_id", ["Hopper-v5", "dm_control/cheetah-run"])
+def test_killed_at_random_moments_a_run_ends_with_exactly_the_rows_of_an_uninterrupted_one(tmp_path, env_id):
+    steps = 1500 if env_id == "Hopper-v5" else 600
+    whole = call(tmp_path / "whole", env_id, steps)
+    assert whole.returncode == 0, whole.stderr
+    cut, kills, g = tmp_path / "cut", 0, np.random.default_rng()  # a new random moment in every test run
+    for _ in range(3):
+        p = subprocess.Popen(command(cut, env_id, steps), stderr=subprocess.PIPE, text=True)
+        until((cut / "checkpoint.pt").exists if kills == 0 else lambda: True, p)
+        time.sleep(g.uniform(0.1, 1.5) if kills == 0 else g.uniform(2.5, 6))
+        kills += p.poll() is None
+        p.send_signal(signal.SIGKILL)
+        p.wait()
+        p.stderr.close()
+    assert kills >= 1
+    last = call(cut, env_id, steps)
+    assert last.returncode == 0, last.stderr
+    assert rows_of(cut) == rows_of(tmp_path / "whole")
+    assert runs.manifest(cut)["status"] == "complete"
+
+
+def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on_to_the_same_rows(tmp_path):
+    assert call(tmp_path / "whole", steps=1000).returncode == 0
+    p = subprocess.Popen(command(tmp_path / "cut", steps=1000), stderr=subprocess.PIPE, text=True)
+    until((tmp_path / "cut/rows.csv").exists, p)
+    p.terminate()
+    assert p.wait() == 75
+    p.stderr.close()
+    stopped = runs.manifest(tmp_path / "cut")
+    assert stopped["status"] == "stopped" and 100 <= stopped["step"] < 1000
+    assert call(tmp_path / "cut", steps=1000).returncode == 0
+    assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
+    assert [s["from_step"] for s in runs.manifest(tmp_path / "cut")["slices"]] == [0, stopped["step"]]
+
+
+def test_time_limit_stops_with_a_checkpoint(tmp_path):
+    train(TINY, "Line-v0", [0], 10**6, tmp_path, **SHORT, max_seconds=2)
+    first = runs.manifest(tmp_path)
+    assert first["status"] == "stopped" and 0 < first["step"] < 10**6
+    train(TINY, "Line-v0", [0], 10**6, tmp_path, **SHORT, max_seconds=1)
+    assert runs.manifest(tmp_path)["step"] > first["step"]
+
+
+def test_python_and_command_line_give_the_same_rows(tmp_path):
+    steps = dict(warmup=50, eval_every=100, eval_episodes=1, checkpoint_every=130)
+    train(TINY, "Hopper-v5", [2, 5], 300, tmp_path / "python", **steps)
+    assert call(tmp_path / "shell", steps=300).returncode == 0
+    assert rows_of(tmp_path / "python") == rows_of(tmp_path / "shell")
+
+
+def test_a_complete_run_is_left_alone_and_can_be_extended(tmp_path):
+    train(TINY, "Line-v0", [0, 1], 120, tmp_path / "long", **SHORT)
+    train(TINY, "Line-v0", [0, 1], 70, tmp_path / "grown", **SHORT)
+    before = (tmp_path / "grown/manifest.json").read_text()
+    rows = train(TINY, "Line-v0", [0, 1], 70, tmp_path / "grown", **SHORT)
+    assert (tmp_path / "grown/manifest.json").read_text() == before and set(rows["step"]) == {30, 60}
+    train(TINY, "Line-v0", [0, 1], 120, tmp_path / "grown", **SHORT)
+    assert rows_of(tmp_path / "grown") == rows_of(tmp_path / "long")
+
+
+def test_a_seed_trains_the_same_alone_and_among_others(tmp_path):
+    """Also its episodes, replay and evaluation: rows of the first evaluations agree to rounding."""
+    kw = SHORT | dict(eval_every=25)
+    alone = train(TINY, "Line-v0", [3], 50, tmp_path / "a", **kw)
+    among = train(TINY, "Line-v0", [1, 3, 5], 50, tmp_path / "b", **kw)
+    among = among[among["seed"] == 3].reset_index(drop=True)
+    for name in ("return", "train_return", "critic_loss", "q", "entropy", "alpha"):
+        np.testing.assert_allclose(alone[name], among[name], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("part", ["reward", "obs"])
+def test_a_seed_that_turns_nan_is_marked_and_the_others_finish_unharmed(tmp_path, poisoned_seed, part):
+    clean = train(TINY, "Line-v0", [0, 1, 2], 90, tmp_path / "clean", **SHORT)
+    poisoned_seed(1, part)
+    rows = train(TINY, "Line-v0", [0, 1, 2], 90, tmp_path / "ill", **SHORT)
+    assert runs.manifest(tmp_path / "ill")["diverged"] == {"1": 5}
+    assert runs.manifest(tmp_path / "ill")["status"] == "complete"
+    pd.testing.assert_frame_equal(
+        rows.drop(columns=["run", "seconds"]),
+        clean[clean["seed"] != 1].drop(columns=["run", "seconds"]).reset_index(drop=True),
+    )
+
+
+def test_nan_weights_of_one_seed_are_found_and_a_run_without_any_healthy_seed_ends(tmp_path, monkeypatch):
+    loop = Loop(TINY, "Line-v0", [0, 1], 90, 1, "cpu")
+    run = runs.Run(tmp_path, {"agent": "sac", "env_id": "Line-v0", "size": "-"})
+    loop.open(run, 0)
+    loop.agent.actor.body.layers[0].weight.data[1] = float("nan")
+    loop.run(20, 30, 1000)
+    assert loop.diverged == {"1": 20} and run.manifest["status"] == "complete"
+    loop.agent.actor.body.layers[0].weight.data[0] = float("nan")
+    loop.steps = 200
+    loop.run(20, 30, 1000)
+    assert loop.diverged == {"1": 20, "0": 90} and run.manifest["status"] == "diverged"
+    assert loop.step == 91
+    loop.close(), run.close()
+
+
+def test_a_second_process_on_the_same_folder_is_refused(tmp_path):
+    p = subprocess.Popen(command(tmp_path, steps=10**6), stderr=subprocess.PIPE, text=True)
+    until((tmp_path / "checkpoint.pt").exists, p)
+    second = call(tmp_path, steps=10**6)
+    p.kill(), p.wait(), p.stderr.close()
+    assert second.returncode == 2 and "another process is at work" in second.stderr
+    assert second.stderr.count("\n") == 1
+
+
+@pytest.fixture
+def finished(tmp_path):
+    train(TINY, "Line-v0", [0], 60, tmp_path / "run", **SHORT)
+    return tmp_path / "run"
+
+
+def again(out, config=TINY, **changes):
+    return train(config, "Line-v0", [0], 90, out, **(SHORT | changes))
+
+
+def contents(out):
+    return {p.name: p.read_bytes() for p in out.iterdir() if p.name != ".lock"}
+
+
+def zeros_in_the_middle(data):
+    return data[: len(data) // 2] + bytes(400) + data[len(data) // 2 + 400 :]
+
+
+@pytest.mark.parametrize(
+    ("damage", "says"),
+    [
+        (lambda d: d[: len(d) // 2], "damaged or no checkpoint"),
+        (lambda d: b"", "damaged or no checkpoint"),
+        (lambda d: b"PK not a checkpoint", "damaged or no checkpoint"),
+        (zeros_in_the_middle, "damaged or no checkpoint"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_and_kept(finished, damage, says):
+    path = finished / "checkpoint.pt"
+    path.write_bytes(damage(path.read_bytes()))
+    before = contents(finished)
+    with pytest.raises(runs.RunError, match=says):
+        again(finished)
+    assert contents(finished) == before
+
+
+def test_a_foreign_checkpoint_is_refused(finished):
+    torch.save({"weights": torch.zeros(3)}, finished / "checkpoint.pt")
+    with pytest.raises(runs.RunError, match="not written by this library"):
+        again(finished)
+
+
+def test_a_checkpoint_never_runs_code(finished, tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "ran",))
+
+    torch.save({"format": runs.FORMAT, "x": Evil()}, finished / "checkpoint.pt")
+    with pytest.raises(runs.RunError, match="damaged or no checkpoint"):
+        again(finished)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_rows_without_their_checkpoint_are_not_overwritten(finished):
+    (finished / "checkpoint.pt").unlink()
+    before = contents(finished)
+    with pytest.raises(runs.RunError, match="no checkpoint.pt to go on from"):
+        again(finished)
+    assert contents(finished) == before
+
+
+def test_other_settings_are_refused_by_name(finished):
+    before = contents(finished)
+    with pytest.raises(runs.RunError, match=r"sac.gamma is 0.99 there and 0.5 here"):
+        again(finished, sac.Config(width=16, batch=8, gamma=0.5))
+    with pytest.raises(runs.RunError, match=r"warmup is 20 there and 21 here"):
+        again(finished, warmup=21)
+    assert contents(finished) == before
+
+
+def test_a_foreign_manifest_is_refused(tmp_path):
+    (tmp_path / "manifest.json").write_text('{"some": "thing"}')
+    with pytest.raises(runs.RunError, match="not a manifest of this library"):
+        again(tmp_path)
+
+
+def test_fewer_steps_than_done_of_a_stopped_run_are_refused(finished):
+    m = json.loads((finished / "manifest.json").read_text())
+    (finished / "manifest.json").write_text(json.dumps(m | {"status": "stopped"}))
+    with pytest.raises(runs.RunError, match="already at step 60"):
+        train(TINY, "Line-v0", [0], 50, finished, **SHORT)
+
+
+def test_a_full_disk_is_told_and_the_last_checkpoint_survives(tmp_path):
+    """A real limit on file size stands for the full disk: the growing checkpoint hits it."""
+    assert call(tmp_path / "probe", steps=60).returncode == 0
+    limit = int(1.5 * (tmp_path / "probe/checkpoint.pt").stat().st_size)
+
+    def small_disk():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    out = tmp_path / "run"
+    p = subprocess.run(command(out, steps=3000), capture_output=True, text=True, preexec_fn=small_disk)
+    assert p.returncode == 2 and "could not be written" in p.stderr and p.stderr.count("\n") == 1
+    assert 0 < torch.load(out / "checkpoint.pt", weights_only=True)["step"] < 3000
+    assert not list(out.glob("*.tmp"))
+    p = call(out, steps=3000)
+    assert p.returncode == 0, p.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
+    (tmp_path / "file").write_text("here is a file, not a folder")
+    p = call(tmp_path / "file" / "run")
+    assert p.returncode == 2 and "cannot be written" in p.stderr and p.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (dict(env_id="Hoper-v5"), "unknown environment 'Hoper-v5'"),
+        (dict(steps=-5), "steps"),
+        (dict(device="cuda:7"), "device 'cuda:7' cannot be used"),
+        (dict(warmup=0), "warmup must be at least 1"),
+        (dict(wdith=3), "unrecognized arguments: --wdith"),
+        (dict(gamma="high"), "invalid float value: 'high'"),
+        (dict(agent="sacc"), "unknown agent 'sacc'"),
+        (dict(size="huge"), "invalid choice: 'huge'"),
+    ],
+)
+def test_impossible_requests_are_refused_and_nothing_is_written(tmp_path, changes, says):
+    p = call(tmp_path / "run", **changes)
+    assert p.returncode == 2 and says in p.stderr and "Traceback" not in p.stderr
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("seeds", [[1, 1], [], [-1]])
+def test_bad_seeds_are_refused(tmp_path, seeds):
+    with pytest.raises(ValueError, match="distinct non-negative"):
+        train(TINY, "Line-v0", seeds, 60, tmp_path / "run", **SHORT)
+    assert not (tmp_path / "run").exists()
+
+
+def test_sizes_are_the_same_for_every_agent_and_named():
+    assert size_of(sized(sac.Config, "small")) == "small" and size_of(sac.Config()) == "paper"
+    assert size_of(TINY) == "width 16, batch 8"
+    with pytest.raises(ValueError, match="unknown size"):
+        sized(sac.Config, "huge")
+    with pytest.raises(ValueError, match="unknown setting wdith of sac"):
+        sized(sac.Config, "small", wdith=3)
+
+
+def test_a_line_cut_short_and_rows_after_the_checkpoint_are_dropped(tmp_path):
+    run = runs.Run(tmp_path, {"a": 1})
+    run.append("rows.csv", [{"step": 10, "return": 1.5}, {"step": 20, "return": 2.5}])
+    with open(tmp_path / "rows.csv", "a") as f:
+        f.write("20,3")
+    run.trim(10)
+    assert rows_of(tmp_path) == "step,return\n10,1.5\n"
+    run.close()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_captured_update_equals_eager_on_cuda():
+    from softpolicy import cuda, envs  # noqa: F401
+
+    results = []
+    for wrap in (lambda update, loop: update, cuda.captured):
+        loop = Loop(sac.Config(width=64, batch=32), "Line-v0", [0, 1], 500, 1, "cuda")
+        loop.update = wrap(lambda loop=loop: loop.agent.update(loop.replay.sample(32, loop.streams["sample"])), loop)
+        loop.obs, _ = loop.envs.reset(seed=[0, 1])
+        for _ in range(60):
+            loop.advance(20)
+        results.append([p.detach().clone() for p in loop.agent.parameters()])
+        loop.close()
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
