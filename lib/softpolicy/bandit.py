@@ -1,8 +1,8 @@
 """A one-step problem with a known multimodal reward, where a soft policy can be computed exactly.
 
-Actions lie in [-1, 1]^2, an episode is one action, and the reward is a ring of eight bumps of unequal height. The
-landscape is ours; chapters *Soft policies* and *Langevin sampling* share it. Densities are tables on a grid of cell
-midpoints, with respect to area: their sum times the cell's area is 1.
+Actions lie in [-1, 1]^2, an episode is one action, and the reward is a ring of eight bumps of unequal height.
+The landscape is ours; chapters *Soft policies* and *Langevin sampling* share it. Densities are tables on a
+grid of cell midpoints, with respect to area: their sum times the cell's area is 1.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ CENTRES = 0.7 * torch.stack((_ANGLES.cos(), _ANGLES.sin()), -1)  # [K, 2], antic
 
 
 def reward(a: Tensor) -> Tensor:
-    """`R(a) = sum_k h_k exp(-|a - c_k|^2 / (2 WIDTH^2))`: `[..., 2] -> [...]`, between 0 and 1; differentiable."""
+    """`R(a) = sum_k h_k exp(-|a - c_k|^2 / (2 WIDTH^2))`: `[..., 2] -> [...]`, differentiable.
+
+    The bumps hardly overlap, so values run from 0 to about 1. ValueError unless the last axis has length 2.
+    """
     if a.shape[-1] != 2:
         raise ValueError(f"actions of the bandit have 2 coordinates, got shape {tuple(a.shape)}")
     squared = (a.unsqueeze(-2) - CENTRES.to(a)).square().sum(-1)  # [..., K]
@@ -27,13 +30,13 @@ def reward(a: Tensor) -> Tensor:
 
 
 def mode_of(a: Tensor) -> Tensor:
-    """The bump within two widths of an action, 0 to 7, and 8 where there is none: `[..., 2] -> [...]`, integers."""
+    """The bump within two widths of an action, 0 to 7, or 8 if none is: `[..., 2] -> [...]`, integers."""
     distance, k = (a.unsqueeze(-2) - CENTRES.to(a)).norm(dim=-1).min(-1)
     return torch.where(distance < 2 * WIDTH, k, len(CENTRES))
 
 
 def grid(n: int) -> Tensor:
-    """Midpoints of n x n equal cells of [-1, 1]^2, `[n, n, 2]` in float64; the first axis is the first coordinate."""
+    """Midpoints of n x n equal cells of [-1, 1]^2, `[n, n, 2]` in float64; the first axis is `a_1`'s."""
     if n < 1:
         raise ValueError(f"a grid needs at least 1 cell a side, got {n}")
     x = (torch.arange(n, dtype=torch.float64) + 0.5) * (2 / n) - 1
@@ -56,12 +59,12 @@ def log_partition(r: Tensor, alpha: float) -> Tensor:
 
 
 def boltzmann(r: Tensor, alpha: float) -> Tensor:
-    """The soft policy `exp(r / alpha) / Z` as a density: `[..., n, n] -> [..., n, n]`; ValueError for alpha <= 0."""
+    """The soft policy `exp(r / alpha) / Z` as a density, same shape as r; ValueError for alpha <= 0."""
     return torch.exp(r / alpha - log_partition(r, alpha)[..., None, None])
 
 
 def entropy(p: Tensor) -> Tensor:
-    """Differential entropy `-integral p log p`, in nats: `[..., n, n] -> [...]`; log 4 for the uniform density."""
+    """Differential entropy `-integral p log p` in nats: `[..., n, n] -> [...]`; at most log 4 (uniform)."""
     return -integral(torch.xlogy(p, p))
 
 
@@ -71,7 +74,7 @@ def objective(p: Tensor, r: Tensor, alpha: float) -> Tensor:
 
 
 def kl(p: Tensor, q: Tensor) -> Tensor:
-    """`KL(p || q) = integral p log(p / q)`, in nats: `[..., n, n] -> [...]`; infinite where q misses mass of p."""
+    """`KL(p || q) = integral p log(p / q)` in nats: `[..., n, n] -> [...]`; infinite if q misses mass."""
     return integral(torch.xlogy(p, p) - torch.xlogy(p, q))
 
 

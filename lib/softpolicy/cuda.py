@@ -11,7 +11,7 @@ def captured(update: Callable[[], dict], loop, eager_calls: int = 3) -> Callable
     """`update` itself on a CPU; on a GPU a function that runs it eagerly a few times, then captures and replays it.
 
     `update` must have static shapes, keep its state in place and read nothing back from the device. Generators it
-    draws from are found in `loop.streams` and `loop.agent.noise`. The returned metrics are overwritten by the next call.
+    draws from are found in `loop.streams` and `loop.agent.noise`. The next call overwrites the returned metrics.
     """
     if torch.device(loop.device).type != "cuda":
         return update

@@ -54,7 +54,9 @@ def make(env_id: str) -> gym.Env:
     """
     env = _dm_control(env_id) if env_id.startswith("dm_control/") else _gymnasium(env_id)
     if not isinstance(env.action_space, gym.spaces.Box) or not np.isfinite(env.action_space.low).all():
-        raise ValueError(f"{env_id} has the action space {env.action_space}; only bounded continuous actions are accepted")
+        raise ValueError(
+            f"{env_id} has the action space {env.action_space}; only bounded continuous actions are accepted"
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # infinite bounds of observation spaces are cast
         env = gym.wrappers.FlattenObservation(env)

@@ -39,13 +39,16 @@ class Linear(nn.Module):
         self.bias = nn.Parameter(bias)  # [*lead, 1, n_out]
 
     def forward(self, x: Tensor) -> Tensor:
+        if x.dim() == self.weight.dim() == 3:
+            return torch.baddbmm(self.bias, x, self.weight)
         weight, bias = self.weight.flatten(0, -3), self.bias.flatten(0, -3)
-        y = torch.baddbmm(bias, x.reshape(weight.shape[0], -1, x.shape[-1]), weight)
+        rows = x.reshape(weight.shape[0], -1, x.shape[-1])
+        y = torch.baddbmm(bias, rows, weight)
         return y.view(*x.shape[:-1], -1)
 
 
 class MLP(nn.Module):
-    """Linear layers `sizes[0] -> ... -> sizes[-1]` with `activation` between them: `[*lead, ..., in] -> [*lead, ..., out]`."""
+    """Linear layers `sizes[0] -> ... -> sizes[-1]`, `activation` between: `[*lead, ..., in] -> [*lead, ..., out]`."""
 
     def __init__(self, lead, sizes: Sequence[int], streams, activation=F.relu, init: Init = torch_default):
         super().__init__()

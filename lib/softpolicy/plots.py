@@ -15,7 +15,9 @@ PALETTE = "colorblind"
 def style() -> None:
     """Set the book's style: opaque white (legible in the dark theme too), colour-blind-safe, 110 dpi."""
     sns.set_theme(style="whitegrid", palette=PALETTE, context="notebook", font_scale=0.9)
-    plt.rcParams.update({"figure.dpi": 110, "savefig.dpi": 110, "figure.facecolor": "white", "figure.figsize": (6.4, 4)})
+    plt.rcParams.update(
+        {"figure.dpi": 110, "savefig.dpi": 110, "figure.facecolor": "white", "figure.figsize": (6.4, 4)}
+    )
 
 
 def scale_note(rows, budget: int = 1_000_000) -> str:

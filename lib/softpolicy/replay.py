@@ -51,8 +51,8 @@ class Replay:
         return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
 
     def save(self) -> dict:
-        """What was stored so far, as plain data."""
-        return {"added": self.added, "rows": self.rows[:, : min(self.added, self.capacity)].cpu()}
+        """What was stored so far, as plain data (a copy: saving a view would write the whole table)."""
+        return {"added": self.added, "rows": self.rows[:, : min(self.added, self.capacity)].clone().cpu()}
 
     def restore(self, state: dict) -> None:
         """Take back what `save` gave; the capacity may have grown as long as no old row was overwritten."""

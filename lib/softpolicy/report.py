@@ -55,7 +55,9 @@ def against_reported(rows: pd.DataFrame, agent: str = "sac", size: str = "paper"
     table = []
     for _, r in runs.reported(agent).iterrows():
         env_id = TASKS.get(r["env_id"].split("-v")[0], f"{r['env_id'].split('-v')[0]}-v5")
-        here = rows[(rows["env_id"] == env_id) & (rows["agent"] == agent) & (rows["size"] == size)] if len(rows) else rows
+        here = (
+            rows[(rows["env_id"] == env_id) & (rows["agent"] == agent) & (rows["size"] == size)] if len(rows) else rows
+        )
         scores = score_at(here, r["steps"]) if len(here) else here
         row = {"env_id": env_id, "steps": r["steps"], "ours": np.nan, "interval": "", "n": len(scores)}
         word = "not run"
@@ -77,7 +79,9 @@ def claims(root: Path | None = None) -> list[Claim]:
     for _, r in table[table["steps"] == 100_000].iterrows():
         evidence = "no run recorded"
         if r["n"]:
-            evidence = f"ours {r['ours']:.0f} {r['interval']} (n = {r['n']}); reported {r['reported']} on {r['reported_env']}"
+            evidence = (
+                f"ours {r['ours']:.0f} {r['interval']} (n = {r['n']}); reported {r['reported']} on {r['reported_env']}"
+            )
         text = f"SAC on {r['env_id']} at 100k steps returns what {r['source']} reports"
         found.append(Claim("[Soft policies](soft_policies.ipynb)", text, r["verdict"], evidence))
     return found

@@ -1,6 +1,6 @@
 """The run store. A run is a folder:
 
-`rows.csv`       one row an evaluation and seed: step, seed, return and the agent's metrics; on one CPU type exactly repeatable
+`rows.csv`       one row an evaluation and seed: step, seed, return, metrics; repeatable to the last digit on a CPU
 `timing.csv`     step and the training seconds spent so far
 `manifest.json`  settings, versions, machine, slices and status
 `checkpoint.pt`  everything needed to go on; tensors and plain data only; not kept in git
@@ -89,8 +89,9 @@ class Run:
                 f.flush()
                 os.fsync(f.fileno())
         except OSError as e:
-            raise RunError(f"{path} could not be written ({e.strerror}); make room, then start the same command again")\
-                from None
+            raise RunError(
+                f"{path} could not be written ({e.strerror}); make room, then start the same command again"
+            ) from None
 
     def trim(self, step: int) -> None:
         """Drop rows later than `step` (they will be made again, equal) and a last line cut short."""
@@ -113,8 +114,8 @@ class Run:
         if not path.exists():
             if (self.out / "rows.csv").exists():
                 raise RunError(
-                    f"{self.out} holds rows but no checkpoint.pt to go on from; bring the checkpoint back, or give another"
-                    " folder to run anew"
+                    f"{self.out} holds rows but no checkpoint.pt to go on from; bring the checkpoint back, or give"
+                    " another folder to run anew"
                 )
             return None
         try:
@@ -126,7 +127,9 @@ class Run:
                 " rows.csv to run anew, or put a good copy in its place"
             ) from None
         if not isinstance(state, dict) or state.get("format") != FORMAT:
-            raise RunError(f"{path} was not written by this library ({FORMAT}); it was left as it is: give another folder")
+            raise RunError(
+                f"{path} was not written by this library ({FORMAT}); it was left as it is: give another folder"
+            )
         check_same(state["identity"], self.identity, path)
         return state
 

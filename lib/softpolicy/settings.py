@@ -23,7 +23,9 @@ def sized(config_class, size: str = "paper", **overrides):
         raise ValueError(f"unknown size '{size}'; accepted are {', '.join(SIZES)}")
     known = [f.name for f in dataclasses.fields(config_class)]
     if unknown := [name for name in overrides if name not in known]:
-        raise ValueError(f"unknown setting {', '.join(unknown)} of {config_class.name}; accepted are {', '.join(known)}")
+        raise ValueError(
+            f"unknown setting {', '.join(unknown)} of {config_class.name}; accepted are {', '.join(known)}"
+        )
     return config_class(**{**SIZES[size], **overrides})
 
 

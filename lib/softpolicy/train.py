@@ -1,7 +1,7 @@
 """The training loop, the only way an agent is trained: in a test, in a cell and at full scale.
 
 Step t: act, update on what was stored before, step the environments, store. The update does not need step t's
-transition, so that on a GPU it runs while the environments move. `python -m softpolicy.train --help` for the command line.
+transition, so that on a GPU it runs while the environments move. Command line: `python -m softpolicy.train --help`.
 """
 
 from __future__ import annotations
@@ -65,7 +65,8 @@ def train(
           checkpoint_every=checkpoint_every)  # fmt: skip
     if not 1 <= warmup < steps or max_seconds < 0:
         raise ValueError(
-            f"warmup must be at least 1 and less than steps ({steps}), and max_seconds not negative; got {warmup} and {max_seconds}"
+            f"warmup must be at least 1 and less than steps ({steps}), max_seconds not negative;"
+            f" got {warmup} and {max_seconds}"
         )
     identity = {
         "agent": config.name,
@@ -92,7 +93,7 @@ def train(
 
 
 def check(seeds, device, **counts) -> None:
-    """ValueError, in one sentence, unless the seeds are distinct and non-negative, counts positive, the device there."""
+    """ValueError, in one sentence, unless the seeds are distinct, the counts positive and the device is there."""
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise ValueError(f"seeds must be distinct non-negative integers, at least one, got {list(seeds)}")
     for name, value in counts.items():
@@ -102,7 +103,9 @@ def check(seeds, device, **counts) -> None:
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as e:
         reason = str(e).splitlines()[0]
-        raise ValueError(f"the device '{device}' cannot be used here ({reason}); give cpu or a GPU that is there") from None
+        raise ValueError(
+            f"the device '{device}' cannot be used here ({reason}); give cpu or a GPU that is there"
+        ) from None
 
 
 class Loop:
@@ -120,7 +123,9 @@ class Loop:
         self.step, self.seconds, self.diverged = 0, 0.0, {}
         self.episode_return, self.finished = np.zeros(n), [[] for _ in seeds]
         self.metrics, self.eval_envs = {}, None
-        self.update = captured(lambda: self.agent.update(self.replay.sample(config.batch, self.streams["sample"])), self)
+        self.update = captured(
+            lambda: self.agent.update(self.replay.sample(config.batch, self.streams["sample"])), self
+        )
 
     def open(self, run: runs.Run, max_seconds: float) -> None:
         """Go on from the folder's checkpoint, or begin."""
@@ -132,7 +137,10 @@ class Loop:
         else:
             self.restore(state)
         run.trim(self.step)
-        slices = [*run.manifest["slices"], {"from_step": self.step, "started": runs.now(), **runs.provenance(self.device)}]
+        slices = [
+            *run.manifest["slices"],
+            {"from_step": self.step, "started": runs.now(), **runs.provenance(self.device)},
+        ]
         run.write_manifest(status="running", steps=self.steps, step=self.step, diverged=self.diverged, slices=slices)
         if state is None:
             self.checkpoint()
@@ -153,7 +161,9 @@ class Loop:
         else:
             status = "complete" if self.step == self.steps else "stopped"
         self.checkpoint()
-        self.folder.write_manifest(status=status, step=self.step, diverged=self.diverged, seconds=round(self.elapsed(), 1))
+        self.folder.write_manifest(
+            status=status, step=self.step, diverged=self.diverged, seconds=round(self.elapsed(), 1)
+        )
 
     def advance(self, warmup: int) -> None:
         """One environment step and, after the warm-up, one update for every seed."""
@@ -250,7 +260,9 @@ class Loop:
     def restore(self, state: dict) -> None:
         """The opposite of `checkpoint`; the environments replay their present episodes."""
         if state["step"] > self.steps:
-            raise runs.RunError(f"{self.folder.out} is already at step {state['step']}, past the {self.steps} asked for")
+            raise runs.RunError(
+                f"{self.folder.out} is already at step {state['step']}, past the {self.steps} asked for"
+            )
         self.step, self.seconds, self.diverged = state["step"], state["seconds"], state["diverged"]
         self.agent.restore(state["agent"])
         self.replay.restore(state["replay"])
@@ -261,8 +273,8 @@ class Loop:
         healthy = [str(seed) not in self.diverged for seed in self.seeds]
         if not np.array_equal(replayed[healthy], self.obs[healthy]):
             raise runs.RunError(
-                f"{self.env_id} did not come back to the state in which {self.folder.out} was left, so the simulator here"
-                " is not the one of that run; go on where it was made, or give another folder"
+                f"{self.env_id} did not come back to the state in which {self.folder.out} was left, so the simulator"
+                " here is not the one of that run; go on where it was made, or give another folder"
             )
         self.episode_return, self.finished = np.array(state["episode_return"]), state["finished"]
         self.metrics = state["metrics"]
@@ -298,7 +310,7 @@ def arguments() -> argparse.ArgumentParser:
 
 
 def main(argv=None) -> int:
-    """Exit status: 0 complete, 75 stopped before the end (the same command goes on), 1 all diverged, 2 cannot be done."""
+    """Exit status: 0 complete, 75 stopped early (the same command goes on), 1 all seeds diverged, 2 cannot be done."""
     parser = arguments()
     known, _ = parser.parse_known_args(argv)
     try:
@@ -309,7 +321,9 @@ def main(argv=None) -> int:
     group = parser.add_argument_group(f"settings of {known.agent}")
     for f in fields:
         kind = {"True": True, "False": False}.__getitem__ if isinstance(f.default, bool) else type(f.default)
-        group.add_argument(f"--{f.name.replace('_', '-')}", type=kind, default=None, help=f"{f.metadata['doc']} [{f.default}]")
+        group.add_argument(
+            f"--{f.name.replace('_', '-')}", type=kind, default=None, help=f"{f.metadata['doc']} [{f.default}]"
+        )
     given = vars(parser.parse_args(argv))
     agent, size, threads = (given.pop(k) for k in ("agent", "size", "threads"))
     overrides = {f.name: v for f in fields if (v := given.pop(f.name)) is not None}

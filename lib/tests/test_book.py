@@ -47,9 +47,7 @@ def test_notebook_is_valid_and_without_outputs(path):
 
     nbformat.validate(nbformat.read(path, as_version=4))
     for cell in json.loads(path.read_text())["cells"]:
-        assert not cell.get("outputs") and cell.get("execution_count") is None, (
-            "store chapters without outputs"
-        )
+        assert not cell.get("outputs") and cell.get("execution_count") is None, "store chapters without outputs"
         assert "papermill" not in cell["metadata"], "this is an executed copy"
 
 
@@ -67,9 +65,7 @@ def test_inspection_finds_every_parameter(path):
     assigned = [node.target.id for node in ast.parse(tagged[0]).body if isinstance(node, ast.AnnAssign)]
     assert len(assigned) == len(ast.parse(tagged[0]).body), "only annotated assignments in this cell"
     found = papermill.inspect_notebook(str(path))
-    assert list(found) == assigned, (
-        "papermill drops a line with a second `=` or an annotation with `|` or a dot"
-    )
+    assert list(found) == assigned, "papermill drops a line with a second `=` or an annotation with `|` or a dot"
     assert all(record["help"] for record in found.values()), "each parameter has a comment"
     assert "SCALE" in found
 
@@ -79,13 +75,9 @@ def test_cells_are_portable_and_short(path):
     for source, _ in cells(path):
         assert not re.search(r"""["'](/|~/|[A-Z]:\\)\w""", source), f"absolute path in:\n{source}"
         assert "myst_nb" not in source, "Colab has no Sphinx"
-        assert len(source.splitlines()) <= 45, (
-            f"{len(source.splitlines())} lines in one cell:\n{source[:200]}"
-        )
+        assert len(source.splitlines()) <= 45, f"{len(source.splitlines())} lines in one cell:\n{source[:200]}"
     for source, _ in cells(path, "markdown"):
-        assert not re.search(r"^\s*```\{", source, re.MULTILINE), (
-            "colon fences only: Colab shows backtick ones as code"
-        )
+        assert not re.search(r"^\s*```\{", source, re.MULTILINE), "colon fences only: Colab shows backtick ones as code"
 
 
 @chapters
@@ -110,9 +102,7 @@ def test_every_chapter_is_listed():
 
 def known_files():
     """Files that git knows or would add; every file where there is no git repository."""
-    answer = subprocess.run(
-        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True
-    )
+    answer = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, capture_output=True, text=True)
     if answer.returncode:
         return {str(path.relative_to(ROOT)) for path in BOOK.rglob("*")}
     return set(answer.stdout.splitlines())
@@ -144,9 +134,7 @@ def test_built_pages_need_no_network():
     if not pages:
         pytest.skip("the site is not built; ci/build makes it")
     for page in pages:
-        remote = re.findall(
-            r"""(?:src|href)=["'](https?://[^"']+\.(?:js|css|woff2?))["']""", page.read_text()
-        )
+        remote = re.findall(r"""(?:src|href)=["'](https?://[^"']+\.(?:js|css|woff2?))["']""", page.read_text())
         assert not remote, f"{page.name} loads {remote}"
         for image in re.findall(r"<img [^>]*>", page.read_text()):
             described = re.search(r'alt="(?!_images/)[^"]', image) or "_static/" in image
@@ -186,9 +174,7 @@ def test_set_repository_changes_every_address(copy):
     assert naming(copy, CONFIG["repository"]["url"]) == set()
 
 
-@pytest.mark.parametrize(
-    "url", ["https://gitlab.com/a/b", "github.com/a/b", "https://github.com/a", "nonsense"]
-)
+@pytest.mark.parametrize("url", ["https://gitlab.com/a/b", "github.com/a/b", "https://github.com/a", "nonsense"])
 def test_set_repository_refuses_other_addresses(copy, url):
     status, said = ci(copy, "ci/set-repository", url)
     assert status == 2 and "https://github.com/ORG/REPO" in said and len(said.splitlines()) == 1

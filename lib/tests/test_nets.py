@@ -98,6 +98,7 @@ def test_log_density_is_the_change_of_variables_of_autograd():
     action, log_pi = actor.sample(obs, noise)
     for s in range(2):
         for b in range(4):
+
             def squash(eps, s=s, b=b):
                 full = noise.clone()
                 full[s, b] = eps
@@ -116,7 +117,9 @@ def test_critic_gives_every_member_its_own_value():
     assert q.shape == (2, 4, 5)
     x = torch.cat([obs, action], -1)
     layers = critic.body.layers
-    by_hand = torch.relu(x[1] @ layers[0].weight[1, 3] + layers[0].bias[1, 3]) @ layers[1].weight[1, 3] + layers[1].bias[1, 3]
+    by_hand = (
+        torch.relu(x[1] @ layers[0].weight[1, 3] + layers[0].bias[1, 3]) @ layers[1].weight[1, 3] + layers[1].bias[1, 3]
+    )
     torch.testing.assert_close(q[1, 3], by_hand.squeeze(-1))
 
 

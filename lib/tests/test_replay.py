@@ -12,7 +12,13 @@ from softpolicy.replay import Replay
 def transition(s, t, n_obs=3, n_act=2):
     """Transition t of every seed, each entry telling seed and time."""
     code = torch.arange(s)[:, None] * 1000.0 + t
-    return code.expand(s, n_obs), code.expand(s, n_act) / 1e4, code[:, 0], code.expand(s, n_obs) + 0.5, torch.full((s,), t % 2)
+    return (
+        code.expand(s, n_obs),
+        code.expand(s, n_act) / 1e4,
+        code[:, 0],
+        code.expand(s, n_obs) + 0.5,
+        torch.full((s,), t % 2),
+    )
 
 
 @settings(max_examples=30, deadline=None)
@@ -75,3 +81,9 @@ def test_refuses_what_does_not_fit():
         Replay(4, 2, 3, 2).restore(full.save())
     with pytest.raises(ValueError, match="at least 1"):
         Replay(0, 1, 3, 2)
+
+
+def test_saved_size_follows_what_was_stored_and_not_the_capacity():
+    replay = Replay(1000, 1, 3, 2)
+    replay.add(*transition(1, 0))
+    assert replay.save()["rows"].untyped_storage().nbytes() == 4 * sum(replay.widths)

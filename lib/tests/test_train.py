@@ -15,7 +15,7 @@ import torch
 
 from softpolicy import runs
 from softpolicy.agents import sac
-from softpolicy.settings import sized, size_of
+from softpolicy.settings import size_of, sized
 from softpolicy.train import Loop, train
 
 TINY = sac.Config(width=16, batch=8)

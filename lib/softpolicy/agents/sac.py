@@ -81,21 +81,21 @@ class SAC(nn.Module):
         self.log_alpha = nn.Parameter(torch.full((len(seeds),), config.init_alpha).log())
         self.to(device)
         self.noise = rng.generators(seeds, "update", device=device)
-        self.opts = {
-            "actor": adam(self.actor.parameters(), config.lr),
+        temperature = [self.log_alpha] if config.learn_alpha else []
+        self.opts = {  # Adam works elementwise: actor and temperature share a step but no statistics
             "critic": adam(self.critic.parameters(), config.lr),
-            "alpha": adam([self.log_alpha], config.lr),
+            "policy": adam([*self.actor.parameters(), *temperature], config.lr),
         }
 
     @torch.no_grad()
     def act(self, obs: Tensor, streams=None) -> Tensor:
-        """Actions `[S, N, A]` for observations `[S, N, O]`: sampled with `streams`, or without them the mode, tanh(mu)."""
+        """Actions `[S, N, A]` for observations `[S, N, O]`: sampled with `streams`; without them tanh(mu), the mode."""
         if streams is None:
             return self.actor(obs)[0].tanh()
         return self.actor.sample(obs, rng.normal(streams, obs.shape[1], self.n_act))[0]
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
-        """One gradient step for critics, actor and temperature, in this order; metrics are `[S]` tensors.
+        """One gradient step for the critics, then one for actor and temperature; metrics are `[S]` tensors.
 
         No shape depends on data and nothing is read back from the device.
         """
@@ -111,11 +111,8 @@ class SAC(nn.Module):
 
         action, log_pi = self.actor.sample(batch.obs, rng.normal(self.noise, n, self.n_act))
         loss, actor_info = actor_loss(self.critic(batch.obs, action), log_pi, alpha)
-        self._step("actor", loss)
-
-        loss, alpha_info = temperature_loss(self.log_alpha, log_pi, cfg.target_entropy or -float(self.n_act))
-        if cfg.learn_alpha:
-            self._step("alpha", loss)
+        alpha_loss, alpha_info = temperature_loss(self.log_alpha, log_pi, cfg.target_entropy or -float(self.n_act))
+        self._step("policy", loss + alpha_loss)  # neither loss has a gradient for the other's parameters
 
         polyak(self.target.parameters(), self.critic.parameters(), cfg.tau)
         return info | actor_info | alpha_info
@@ -123,8 +120,9 @@ class SAC(nn.Module):
     def _step(self, name: str, loss: Tensor) -> None:
         """A step of one optimiser; gradients are computed for its parameters alone."""
         opt = self.opts[name]
-        opt.zero_grad()
-        loss.backward(inputs=opt.param_groups[0]["params"])
+        params = opt.param_groups[0]["params"]
+        for p, grad in zip(params, torch.autograd.grad(loss, params), strict=True):
+            p.grad = grad
         opt.step()
 
     def save(self) -> dict:
