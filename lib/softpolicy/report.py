@@ -89,7 +89,7 @@ def claims(root: Path | None = None) -> list[Claim]:
 
 def claims_table(root: Path | None = None) -> str:
     """The claims as a Markdown table."""
-    return pd.DataFrame(claims(root)).to_markdown(index=False)
+    return pd.DataFrame(claims(root)).to_markdown(index=False, disable_numparse=True)
 
 
 def status_table(root: Path | None = None) -> str:
@@ -114,7 +114,11 @@ def status_table(root: Path | None = None) -> str:
                 "slices": len(m["slices"]),
             }
         )
-    return pd.DataFrame(table).to_markdown(index=False) if table else "No run has been recorded yet."
+    return (
+        pd.DataFrame(table).to_markdown(index=False, disable_numparse=True)
+        if table
+        else "No run has been recorded yet."
+    )
 
 
 if __name__ == "__main__":

@@ -17,6 +17,14 @@ def setting(default, doc: str):
     return dataclasses.field(default=default, metadata={"doc": doc})
 
 
+def require(config, **accepted: tuple[float, float]) -> None:
+    """ValueError naming the first setting of `config` outside its closed range `(low, high)`."""
+    for name, (low, high) in accepted.items():
+        value = getattr(config, name)
+        if not low <= value <= high:
+            raise ValueError(f"{config.name}.{name} must lie in [{low:g}, {high:g}], got {value}")
+
+
 def sized(config_class, size: str = "paper", **overrides):
     """The settings of an agent at a size of `SIZES`, some overridden; ValueError for unknown names."""
     if size not in SIZES:

@@ -28,7 +28,7 @@ from softpolicy.settings import SIZES, size_of, sized
 # What each scale means: keyword arguments of `train`. Full is the papers' budget.
 SCALES = {
     "smoke": dict(steps=300, warmup=100, eval_every=100, eval_episodes=1, checkpoint_every=200),
-    "demo": dict(steps=10_000, warmup=1_000, eval_every=1_000, eval_episodes=3, checkpoint_every=5_000),
+    "demo": dict(steps=20_000, warmup=1_000, eval_every=2_000, eval_episodes=3, checkpoint_every=10_000),
     "full": dict(steps=1_000_000, warmup=10_000, eval_every=5_000, eval_episodes=10, checkpoint_every=20_000),
 }
 
@@ -293,40 +293,44 @@ def _on_sigterm():
     return came.is_set
 
 
-def arguments() -> argparse.ArgumentParser:
-    """The command line, made from the signature of `train`; the agent's settings are added once it is known."""
-    parser = argparse.ArgumentParser(prog="python -m softpolicy.train", description=train.__doc__.splitlines()[0])
-    parser.add_argument("--agent", required=True, help="a file of softpolicy.agents, e.g. sac")
-    parser.add_argument("--size", default="paper", choices=SIZES, help="preset of widths and batch")
+def arguments(config_class, agent: argparse.ArgumentParser) -> argparse.ArgumentParser:
+    """The command line, made from the signature of `train` and the settings of one agent."""
+    parser = argparse.ArgumentParser(
+        prog="python -m softpolicy.train",
+        parents=[agent],
+        allow_abbrev=False,
+        description=inspect.getdoc(train),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--size", default="paper", choices=SIZES, help="preset of width and batch [paper]")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch [1]")
     for name, p in inspect.signature(train, eval_str=True).parameters.items():
         flag = "--" + name.replace("_", "-")
         if name == "seeds":
             parser.add_argument(flag, type=int, nargs="+", required=True)
         elif name != "config":
-            required = p.default is p.empty
-            parser.add_argument(flag, type=p.annotation, required=required, default=None if required else p.default)
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+            given = {"required": True} if p.default is p.empty else {"default": p.default, "help": f"[{p.default}]"}
+            parser.add_argument(flag, type=p.annotation, **given)
+    group = parser.add_argument_group(f"settings of {config_class.name}")
+    for f in dataclasses.fields(config_class):
+        kind = {"True": True, "False": False}.__getitem__ if isinstance(f.default, bool) else type(f.default)
+        group.add_argument(f"--{f.name.replace('_', '-')}", type=kind, help=f"{f.metadata['doc']} [{f.default}]")
     return parser
 
 
 def main(argv=None) -> int:
     """Exit status: 0 complete, 75 stopped early (the same command goes on), 1 all seeds diverged, 2 cannot be done."""
-    parser = arguments()
-    known, _ = parser.parse_known_args(argv)
+    first = argparse.ArgumentParser(prog="python -m softpolicy.train", add_help=False)
+    first.add_argument("--agent", required=True, help="a file of softpolicy/agents, e.g. sac")
+    agent = first.parse_known_args(argv)[0].agent
     try:
-        config_class = importlib.import_module(f"softpolicy.agents.{known.agent}").Config
+        config_class = importlib.import_module(f"softpolicy.agents.{agent}").Config
     except ModuleNotFoundError:
-        parser.error(f"unknown agent '{known.agent}'; give a file of softpolicy/agents, e.g. sac")
-    fields = dataclasses.fields(config_class)
-    group = parser.add_argument_group(f"settings of {known.agent}")
-    for f in fields:
-        kind = {"True": True, "False": False}.__getitem__ if isinstance(f.default, bool) else type(f.default)
-        group.add_argument(
-            f"--{f.name.replace('_', '-')}", type=kind, default=None, help=f"{f.metadata['doc']} [{f.default}]"
-        )
-    given = vars(parser.parse_args(argv))
-    agent, size, threads = (given.pop(k) for k in ("agent", "size", "threads"))
-    overrides = {f.name: v for f in fields if (v := given.pop(f.name)) is not None}
+        first.error(f"unknown agent '{agent}'; give a file of softpolicy/agents, e.g. sac")
+    given = vars(arguments(config_class, first).parse_args(argv))
+    del given["agent"]
+    size, threads = given.pop("size"), given.pop("threads")
+    overrides = {f.name: v for f in dataclasses.fields(config_class) if (v := given.pop(f.name)) is not None}
     torch.set_num_threads(threads)
     try:
         train(sized(config_class, size, **overrides), **given)

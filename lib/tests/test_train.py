@@ -267,6 +267,8 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
         (dict(warmup=0), "warmup must be at least 1"),
         (dict(wdith=3), "unrecognized arguments: --wdith"),
         (dict(gamma="high"), "invalid float value: 'high'"),
+        (dict(gamma=1.5), "sac.gamma must lie in [0, 1], got 1.5"),
+        (dict(lr="nan"), "sac.lr must lie in [0, inf], got nan"),
         (dict(agent="sacc"), "unknown agent 'sacc'"),
         (dict(size="huge"), "invalid choice: 'huge'"),
     ],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from softpolicy import streams as rng
 from softpolicy.nets import Critic, GaussianActor
 from softpolicy.optim import adam, polyak
 from softpolicy.replay import Batch
-from softpolicy.settings import setting
+from softpolicy.settings import require, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,10 @@ class Config:
     init_alpha: float = setting(1.0, "temperature at the start; released code (log alpha = 0)")
     learn_alpha: bool = setting(True, "adapt the temperature, equation 18; False keeps init_alpha; paper")
     target_entropy: float = setting(0.0, "entropy that the temperature aims at, in nats; 0 stands for -A; paper")
+
+    def __post_init__(self):
+        require(self, width=(1, math.inf), batch=(1, math.inf), capacity=(1, math.inf), gamma=(0, 1), tau=(0, 1))
+        require(self, lr=(0, math.inf), init_alpha=(1e-12, math.inf))
 
     def build(self, n_obs: int, n_act: int, seeds, device="cpu") -> SAC:
         """The agent for `seeds`, on `device`."""

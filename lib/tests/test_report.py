@@ -1,0 +1,99 @@
+"""What pages say about runs follows from their rows."""
+
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from softpolicy import plots, report, runs
+
+finite = st.floats(-1e4, 1e4)
+
+
+@given(finite, st.floats(0, 1e3), st.floats(0, 1e3), finite, st.floats(0, 1e3))
+def test_verdict_is_one_of_four_and_agrees_with_its_definition(ours, below, above, reported, spread):
+    word = report.verdict(ours, ours - below, ours + above, reported, spread)
+    inside = ours - below <= reported <= ours + above
+    if word == "reproduced":
+        assert abs(ours - reported) <= spread
+    elif word == "within interval":
+        assert inside and abs(ours - reported) > spread
+    else:
+        assert not inside and word == ("higher" if ours > reported else "lower")
+
+
+def write_run(root, env_id, returns, steps, status="complete"):
+    """A recorded run whose seed i returns `returns[i]` at every evaluation."""
+    out = root / env_id.replace("/", "-")
+    identity = {"agent": "sac", "env_id": env_id, "size": "paper", "seeds": list(range(len(returns)))}
+    versions = {"torch": "1", "gymnasium": "2", "mujoco": "3"}
+    slices = [{"versions": versions, "device": "a CPU", "started": "2026-01-02T03:04:05Z", "commit": "abc"}]
+    out.mkdir(parents=True)
+    (out / "manifest.json").write_text(
+        json.dumps({"format": runs.FORMAT, "identity": identity, "status": status, "steps": 10**6, "step": steps,
+                    "diverged": {"1": 77}, "seconds": 1800, "slices": slices})
+    )  # fmt: skip
+    rows = [{"step": t, "seed": s, "return": r} for t in range(5_000, steps + 1, 5_000) for s, r in enumerate(returns)]
+    pd.DataFrame(rows).to_csv(out / "rows.csv", index=False)
+    return out
+
+
+def reported_at(env_id, steps, source):
+    table = runs.reported("sac")
+    return table[(table["env_id"] == env_id) & (table["steps"] == steps) & table["source"].str.contains(source)].iloc[0]
+
+
+def test_ours_stands_beside_reported_rows_of_the_same_task_and_steps_only(tmp_path):
+    jaxrl = reported_at("HalfCheetah-v2", 100_000, "jaxrl")
+    near = jaxrl["mean"] + np.array([-10.0, 0.0, 40.0])
+    table = report.against_reported(runs.load(write_run(tmp_path, "HalfCheetah-v5", near, 100_000)))
+    ran = table[table["verdict"] != "not run"]
+    assert set(ran["steps"]) == {100_000} and set(ran["env_id"]) == {"HalfCheetah-v5"}
+    row = ran[ran["source"] == jaxrl["source"]].iloc[0]
+    assert row["verdict"] == "reproduced" and row["n"] == 3
+    assert row["ours"] == pytest.approx(near.mean(), abs=0.1)
+    assert len(table) == len(runs.reported("sac"))
+
+
+def test_a_run_that_is_not_there_yet_gets_no_verdict(tmp_path):
+    table = report.against_reported(runs.load(write_run(tmp_path, "HalfCheetah-v5", [1.0, 2.0], 95_000)))
+    assert set(table["verdict"]) == {"not run"}
+
+
+def test_a_diverged_seed_has_no_score():
+    rows = pd.DataFrame({"seed": [0, 0, 1], "step": [10, 20, 10], "return": [1.0, 3.0, 100.0]})
+    assert report.score_at(rows, 20).to_dict() == {0: 2.0}
+
+
+def test_claims_and_status_come_from_the_runs(tmp_path):
+    assert "No run has been recorded" in report.status_table(tmp_path)
+    assert {c.verdict for c in report.claims(tmp_path)} == {"not run"}
+    write_run(tmp_path, "HalfCheetah-v5", [1.0, 2.0, 3.0], 100_000, "running")
+    verdicts = {(c.claim.split()[2], c.verdict) for c in report.claims(tmp_path)}
+    assert ("HalfCheetah-v5", "lower") in verdicts and ("Hopper-v5", "not run") in verdicts
+    status = report.status_table(tmp_path)
+    assert "100,000 of 1,000,000" in status and "running, 1 diverged" in status and "0.50" in status
+
+
+def test_learning_curves_show_every_seed_and_say_their_scale(tmp_path):
+    rows = runs.load(write_run(tmp_path, "HalfCheetah-v5", [1.0, 2.0, 6.0], 200_000))
+    fig = plots.learning_curves(rows)
+    (ax,) = fig.axes
+    assert "200k of 1M steps, 3 seeds, size: paper" in ax.get_title()
+    thin = [line for line in ax.lines if line.get_linewidth() < 1]
+    bold = [line for line in ax.lines if line.get_linewidth() > 1]
+    assert sorted(line.get_ydata()[0] for line in thin) == [1.0, 2.0, 6.0]
+    assert np.allclose(bold[0].get_ydata(), 3.0) and len(bold) == 1
+    plt.close(fig)
+
+
+def test_a_curve_over_seconds_needs_and_uses_the_timing(tmp_path):
+    out = write_run(tmp_path, "HalfCheetah-v5", [1.0, 2.0], 10_000)
+    pd.DataFrame({"step": [5_000, 10_000], "seconds": [30.0, 70.0]}).to_csv(out / "timing.csv", index=False)
+    fig = plots.learning_curves(runs.load(out), x="seconds")
+    assert list(fig.axes[0].lines[0].get_xdata()) == [30.0, 70.0]
+    plt.close(fig)
