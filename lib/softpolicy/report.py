@@ -108,10 +108,8 @@ def status_table(root: Path | None = None) -> str:
                 "status": m["status"] + diverged,
                 "hours": f"{m.get('seconds', 0) / 3600:.2f}",
                 "machine": last["device"],
+                "made": f"{last['started'][:10]}, commit {last['commit'] or 'unknown'}",
                 "versions": ", ".join(f"{k} {last['versions'][k]}" for k in ("torch", "gymnasium", "mujoco")),
-                "date": last["started"][:10],
-                "commit": last["commit"],
-                "slices": len(m["slices"]),
             }
         )
     return (

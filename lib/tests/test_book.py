@@ -266,3 +266,22 @@ def test_setup_refuses_an_unsuitable_interpreter(copy):
         )
         assert done.returncode == 1 and words in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (copy / ".venv").exists()
+
+
+@pytest.mark.skipif(not CHAPTERS, reason="no chapter yet")
+def test_papermill_gives_the_rows_of_a_call_from_python(run, tmp_path):
+    """The third way to start a run; test_train.py compares the other two."""
+    from softpolicy import settings
+    from softpolicy.agents import sac
+    from softpolicy.train import SCALES, train
+
+    given = ["-p", "SCALE", "smoke", "-p", "SEEDS", "[2, 5]", "-p", "ENV_ID", "Hopper-v5"]
+    command = ["soft_policies", *given, "--out", str(tmp_path / "x.ipynb")]
+    status, said = run(*command)
+    assert status == 0, said
+    folder = ROOT / re.search(r"its runs: (\S+)", said)[1]
+    (rows,) = folder.rglob("rows.csv")
+    written = rows.read_text()
+    shutil.rmtree(folder)
+    train(settings.sized(sac.Config, "small"), "Hopper-v5", [2, 5], out=tmp_path / "python", **SCALES["smoke"])
+    assert written == (tmp_path / "python" / "rows.csv").read_text()
