@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from plain_sac import PlainSAC
 
-from softpolicy import cuda, envs, runs
+from softpolicy import device as devices
+from softpolicy import envs, runs
 from softpolicy import streams as rng
 from softpolicy.agents import sac
 from softpolicy.replay import Replay
@@ -68,7 +69,7 @@ def filled_replay(n_seeds: int, device: str) -> Replay:
 
 
 class Rig:
-    """An agent of the library with a replay, as `cuda.captured` wants to see it; calling it is one update."""
+    """An agent of the library with a replay, as `device.captured` wants to see it; calling it is one update."""
 
     def __init__(self, seeds, size: str, device: str, eager: bool = False):
         width, batch = SIZES[size]
@@ -76,7 +77,7 @@ class Rig:
         self.streams = {"sample": rng.generators(seeds, "sample", device=device)}
         replay = filled_replay(len(seeds), device)
         update = lambda: self.agent.update(replay.sample(batch, self.streams["sample"]))  # noqa: E731
-        self.update = update if eager else cuda.captured(update, self)
+        self.update = update if eager else devices.captured(update, self)
 
     def __call__(self):
         self.update()
@@ -221,6 +222,7 @@ def main() -> None:
     if "eager/captured" in (args.compare or []) and args.device == "cpu":
         parser.error("eager/captured needs a CUDA device; on a CPU nothing is captured")
     torch.set_num_threads(1)
+    devices.keep_memory()
     warnings.filterwarnings("ignore")
     rate = matmul_rate(args.device, args.rounds)
     about = runs.provenance(args.device) | {"matmul_gflops": rate / 1e9}

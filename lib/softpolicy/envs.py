@@ -17,6 +17,19 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from softpolicy import streams as rng
 
 
+class Unstable(gym.Wrapper):
+    """Turns the exception of a DeepMind Control simulation that blew up into NaN, so that one seed ends and not all."""
+
+    def step(self, action):
+        from dm_control.rl.control import PhysicsError
+
+        try:
+            return self.env.step(action)
+        except PhysicsError:
+            obs = np.full(self.observation_space.shape, np.nan)
+            return obs, float("nan"), False, True, {}
+
+
 class Episodes(gym.Wrapper):
     """Seeds each episode from (seed, number of the episode), records its actions and can rebuild its present state."""
 
@@ -60,6 +73,7 @@ def make(env_id: str) -> gym.Env:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # infinite bounds of observation spaces are cast
         env = gym.wrappers.FlattenObservation(env)
+        env = Unstable(env) if env_id.startswith("dm_control/") else env
         return Episodes(gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)))
 
 

@@ -64,7 +64,8 @@ class MLP(nn.Module):
 
 
 def log_det_tanh(u: Tensor) -> Tensor:
-    """`log(1 - tanh(u)^2)`, elementwise, exact for every u: `2 (log 2 - u - softplus(-2u))`."""
+    """`log(1 - tanh(u)^2)`, elementwise, to rounding for every u: `2 (log 2 - |u| - softplus(-2|u|))`."""
+    u = u.abs()  # the function is even, and torch's softplus is exact for negative arguments only
     return 2 * (math.log(2) - u - F.softplus(-2 * u))
 
 

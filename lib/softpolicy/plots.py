@@ -60,7 +60,7 @@ def learning_curves(
 
 
 def _curve(ax, group, value, x, aggregate, level, name, color) -> None:
-    table = group.pivot(index="step", columns="seed", values=value)
+    table = group.pivot(index="step", columns=["run", "seed"], values=value)
     at = group.groupby("step")[x].first() if x != "step" else table.index
     ax.plot(at, table, color=color, lw=0.7, alpha=0.5)
     full = table.dropna()  # the aggregate needs every seed; a diverged one is told in the manifest

@@ -52,7 +52,7 @@ class Replay:
 
     def save(self) -> dict:
         """What was stored so far, as plain data (a copy: saving a view would write the whole table)."""
-        return {"added": self.added, "rows": self.rows[:, : min(self.added, self.capacity)].clone().cpu()}
+        return {"added": self.added, "rows": self.rows[:, : min(self.added, self.capacity)].to("cpu", copy=True)}
 
     def restore(self, state: dict) -> None:
         """Take back what `save` gave; the capacity may have grown as long as no old row was overwritten."""

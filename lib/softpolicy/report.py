@@ -14,8 +14,6 @@ import pandas as pd
 
 from softpolicy import runs, stats
 
-TASKS = {"HalfCheetah": "HalfCheetah-v5", "dm_control/cheetah-run": "dm_control/cheetah-run"}
-
 
 class Claim(NamedTuple):
     """A row of the table of claims: where it is tested, what is claimed by whom, and what our rows say."""
@@ -41,6 +39,8 @@ def verdict(ours: float, low: float, high: float, reported: float, spread: float
 
 def score_at(rows: pd.DataFrame, step: int, last: int = 3) -> pd.Series:
     """Each seed's mean return over the last `last` evaluations up to `step`; only seeds that got there."""
+    if rows["run"].nunique() > 1:
+        raise ValueError(f"scores are those of one run, got rows of {', '.join(rows['run'].unique())}")
     reached = rows.groupby("seed")["step"].transform("max") >= step
     rows = rows[reached & (rows["step"] <= step)].sort_values("step")
     return rows.groupby("seed")["return"].apply(lambda r: r.tail(last).mean())
@@ -49,15 +49,16 @@ def score_at(rows: pd.DataFrame, step: int, last: int = 3) -> pd.Series:
 def against_reported(rows: pd.DataFrame, agent: str = "sac", size: str = "paper") -> pd.DataFrame:
     """Our returns beside the reported ones of `data/reported/AGENT.csv` at the same task and number of steps.
 
-    Ours: mean over seeds of each seed's last three evaluations up to that step, with its bootstrap interval. Task
-    versions differ (see the columns): a reported row without a run of ours has the verdict "not run".
+    Ours: mean over seeds of each seed's last three evaluations up to that step, with its bootstrap interval, in the
+    run folder named TASK-SIZE (others, such as ablations, have longer names); a seed that diverged has no score. Task
+    versions differ (see the columns). A reported row without a run of ours has the verdict "not run".
     """
     table = []
     for _, r in runs.reported(agent).iterrows():
-        env_id = TASKS.get(r["env_id"].split("-v")[0], f"{r['env_id'].split('-v')[0]}-v5")
-        here = (
-            rows[(rows["env_id"] == env_id) & (rows["agent"] == agent) & (rows["size"] == size)] if len(rows) else rows
-        )
+        base = r["env_id"].split("-v")[0]
+        env_id = base if base.startswith("dm_control/") else f"{base}-v5"
+        name = f"{env_id.replace('/', '-')}-{size}"
+        here = rows[(rows["agent"] == agent) & (rows["run"] == name)] if len(rows) else rows
         scores = score_at(here, r["steps"]) if len(here) else here
         row = {"env_id": env_id, "steps": r["steps"], "ours": np.nan, "interval": "", "n": len(scores)}
         word = "not run"

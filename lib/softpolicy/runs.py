@@ -108,8 +108,9 @@ class Run:
         torch.save({"format": FORMAT, "identity": self.identity, **state}, buffer)
         write_atomically(self.out / "checkpoint.pt", buffer.getbuffer())
 
-    def load_checkpoint(self, device) -> dict | None:
-        """The checkpoint, or None in a fresh folder; RunError if it is damaged, foreign or missing."""
+    def load_checkpoint(self, device, kind: str) -> dict | None:
+        """The checkpoint, or None in a fresh folder; RunError if it is damaged, foreign, missing, or was made on
+        another kind of device ("cpu", "cuda"): random streams cannot be carried over."""
         path = self.out / "checkpoint.pt"
         if not path.exists():
             if (self.out / "rows.csv").exists():
@@ -131,6 +132,7 @@ class Run:
                 f"{path} was not written by this library ({FORMAT}); it was left as it is: give another folder"
             )
         check_same(state["identity"], self.identity, path)
+        check_same({"device": state["device"]}, {"device": kind}, path)
         return state
 
 
@@ -174,10 +176,10 @@ def manifest(out) -> dict:
 def load(*folders) -> pd.DataFrame:
     """The rows of runs as one tidy table: agent, env_id, size and every column of `rows.csv`, with `seconds` joined.
 
-    Also used on the folders below a root: `load(*find(root))`.
+    Also used on the folders below a root: `load(*find(root))`. A run that has no rows yet adds none.
     """
     tables = []
-    for out in map(Path, folders):
+    for out in (Path(folder) for folder in folders if (Path(folder) / "rows.csv").exists()):
         identity = manifest(out)["identity"]
         rows = pd.read_csv(out / "rows.csv")
         if (out / "timing.csv").exists():

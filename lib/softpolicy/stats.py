@@ -45,9 +45,3 @@ def probability_of_improvement(x, y) -> float:
     x, y = (np.asarray(v, dtype=float).reshape(len(v), -1) for v in (x, y))
     wins = [scipy_stats.mannwhitneyu(a, b).statistic / (len(a) * len(b)) for a, b in zip(x.T, y.T, strict=True)]
     return float(np.mean(wins))
-
-
-def final_scores(rows, last: int = 10):
-    """Each run's score: the mean return of its last ten evaluations, as a series over (env_id, agent, size, seed)."""
-    keys = ["env_id", "agent", "size", "seed"]
-    return rows.sort_values("step").groupby(keys)["return"].apply(lambda r: r.tail(last).mean())

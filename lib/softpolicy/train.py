@@ -7,6 +7,7 @@ transition, so that on a GPU it runs while the environments move. Command line: 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -21,7 +22,7 @@ import torch
 
 from softpolicy import envs, runs
 from softpolicy import streams as rng
-from softpolicy.cuda import captured
+from softpolicy.device import captured, keep_memory
 from softpolicy.replay import Replay
 from softpolicy.settings import SIZES, size_of, sized
 
@@ -68,6 +69,11 @@ def train(
             f"warmup must be at least 1 and less than steps ({steps}), max_seconds not negative;"
             f" got {warmup} and {max_seconds}"
         )
+    if steps // eval_every * eval_every <= warmup:
+        raise ValueError(
+            f"no evaluation would happen: give steps so that a multiple of eval_every ({eval_every}) lies after the"
+            f" warm-up ({warmup}) and not after steps ({steps})"
+        )
     identity = {
         "agent": config.name,
         **{f"{config.name}.{k}": v for k, v in dataclasses.asdict(config).items()},
@@ -79,6 +85,7 @@ def train(
         "eval_episodes": eval_episodes,
         "physics": runs.version("mujoco"),
     }
+    keep_memory()
     loop = Loop(config, env_id, list(seeds), steps, eval_episodes, device)
     run = runs.Run(out, identity)
     try:
@@ -89,7 +96,7 @@ def train(
     finally:
         run.close()
         loop.close()
-    return runs.load(out) if (run.out / "rows.csv").exists() else pd.DataFrame()
+    return runs.load(out)
 
 
 def check(seeds, device, **counts) -> None:
@@ -113,6 +120,7 @@ class Loop:
 
     def __init__(self, config, env_id: str, seeds: list[int], steps: int, eval_episodes: int, device: str):
         self.seeds, self.steps, self.eval_episodes, self.device = seeds, steps, eval_episodes, device
+        self.device_type = torch.device(device).type
         self.env_id, self.config, n = env_id, config, len(seeds)
         self.envs = envs.vector(env_id, n)
         n_obs, self.n_act = self.envs.single_observation_space.shape[0], self.envs.single_action_space.shape[0]
@@ -131,7 +139,7 @@ class Loop:
         """Go on from the folder's checkpoint, or begin."""
         self.folder, self.began, self.max_seconds = run, time.monotonic(), max_seconds
         self.reserve = {"evaluation": 0.0, "checkpoint": 0.0}  # seconds that each took at most, for the time limit
-        state = run.load_checkpoint(self.device)
+        state = run.load_checkpoint(self.device, self.device_type)
         if state is None:
             self.obs, _ = self.envs.reset(seed=[rng.derive(s, "training") for s in self.seeds])
         else:
@@ -143,19 +151,12 @@ class Loop:
         ]
         run.write_manifest(status="running", steps=self.steps, step=self.step, diverged=self.diverged, slices=slices)
         if state is None:
-            self.checkpoint()
+            self.timed("checkpoint", self.checkpoint)
 
     def run(self, warmup: int, eval_every: int, checkpoint_every: int) -> None:
         """Steps until the end, the time limit, SIGTERM, or until every seed has diverged."""
-        terminated = _on_sigterm()
-        while self.step < self.steps and len(self.diverged) < len(self.seeds):
-            self.advance(warmup)
-            if self.step > warmup and self.step % eval_every == 0:
-                self.timed("evaluation", self.evaluate)
-            if terminated() or self.out_of_time():
-                break
-            if self.step % checkpoint_every == 0 and self.step < self.steps:
-                self.timed("checkpoint", self.checkpoint)
+        with stop_signals() as came:
+            self.steps_until_the_end(came, warmup, eval_every, checkpoint_every)
         if len(self.diverged) == len(self.seeds):
             status = "diverged"
         else:
@@ -164,6 +165,18 @@ class Loop:
         self.folder.write_manifest(
             status=status, step=self.step, diverged=self.diverged, seconds=round(self.elapsed(), 1)
         )
+        if signal.SIGINT in came:
+            raise KeyboardInterrupt
+
+    def steps_until_the_end(self, came: set, warmup: int, eval_every: int, checkpoint_every: int) -> None:
+        while self.step < self.steps and len(self.diverged) < len(self.seeds):
+            self.advance(warmup)
+            if self.step > warmup and self.step % eval_every == 0:
+                self.timed("evaluation", self.evaluate)
+            if came or self.out_of_time():
+                break
+            if self.step % checkpoint_every == 0 and self.step < self.steps:
+                self.timed("checkpoint", self.checkpoint)
 
     def advance(self, warmup: int) -> None:
         """One environment step and, after the warm-up, one update for every seed."""
@@ -202,16 +215,19 @@ class Loop:
             self.eval_envs = envs.vector(self.env_id, n * k)
         start = [rng.derive(s, "evaluation", self.step, j) for s in self.seeds for j in range(k)]
         obs, _ = self.eval_envs.reset(seed=start)
-        returns, lengths, alive = np.zeros(n * k), np.zeros(n * k), np.ones(n * k, bool)
+        returns, lengths = np.zeros(n * k), np.zeros(n * k)
+        alive, bad = np.ones(n * k, bool), np.zeros(n * k, bool)
         while alive.any():
             batch = torch.as_tensor(obs, dtype=torch.float32, device=self.device).view(n, k, -1)
             action = self.agent.act(batch).reshape(n * k, -1).cpu().numpy()
+            ill = ~np.isfinite(action).all(1)
             obs, reward, terminated, truncated, _ = self.eval_envs.step(np.nan_to_num(action))
-            returns += alive * np.nan_to_num(reward)
+            bad |= alive & (ill | ~np.isfinite(reward) | ~np.isfinite(obs).all(1))
+            returns += np.where(alive, np.nan_to_num(reward, posinf=0, neginf=0), 0)
             lengths += alive
             alive &= ~(terminated | truncated)
         metrics = {name: x.tolist() for name, x in self.metrics.items()}
-        self.mark(~np.isfinite(list(metrics.values())).all(0))
+        self.mark(bad.reshape(n, k).any(1) | ~np.isfinite(list(metrics.values())).all(0))
         rows = [
             {"step": self.step, "seed": seed, "return": returns.reshape(n, k)[i].mean(),
              "length": lengths.reshape(n, k)[i].mean(), "episodes": k,
@@ -245,6 +261,8 @@ class Loop:
             {
                 "step": self.step,
                 "seconds": self.elapsed(),
+                "reserve": self.reserve,
+                "device": self.device_type,
                 "diverged": self.diverged,
                 "agent": self.agent.save(),
                 "replay": self.replay.save(),
@@ -264,6 +282,7 @@ class Loop:
                 f"{self.folder.out} is already at step {state['step']}, past the {self.steps} asked for"
             )
         self.step, self.seconds, self.diverged = state["step"], state["seconds"], state["diverged"]
+        self.reserve = state["reserve"]
         self.agent.restore(state["agent"])
         self.replay.restore(state["replay"])
         for name, s in {**self.streams, "warmup": self.warm}.items():
@@ -285,12 +304,29 @@ class Loop:
             self.eval_envs.close()
 
 
-def _on_sigterm():
-    """A function that tells whether SIGTERM came since now (signals reach the main thread only)."""
-    came = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: came.set())
-    return came.is_set
+@contextlib.contextmanager
+def stop_signals():
+    """A set that SIGTERM and Ctrl-C are put into while the block runs, instead of ending the process at once.
+
+    Signals reach the main thread only; elsewhere the set stays empty. The old handlers come back at the end.
+    """
+    came = set()
+    if threading.current_thread() is not threading.main_thread():
+        yield came
+        return
+    old = {s: signal.signal(s, lambda number, _: came.add(number)) for s in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield came
+    finally:
+        for s, handler in old.items():
+            signal.signal(s, handler or signal.SIG_DFL)
+
+
+def true_or_false(text: str) -> bool:
+    """A switch on the command line."""
+    if text.lower() not in ("true", "false"):
+        raise argparse.ArgumentTypeError(f"give True or False, not '{text}'")
+    return text.lower() == "true"
 
 
 def arguments(config_class, agent: argparse.ArgumentParser) -> argparse.ArgumentParser:
@@ -313,7 +349,7 @@ def arguments(config_class, agent: argparse.ArgumentParser) -> argparse.Argument
             parser.add_argument(flag, type=p.annotation, **given)
     group = parser.add_argument_group(f"settings of {config_class.name}")
     for f in dataclasses.fields(config_class):
-        kind = {"True": True, "False": False}.__getitem__ if isinstance(f.default, bool) else type(f.default)
+        kind = true_or_false if isinstance(f.default, bool) else type(f.default)
         group.add_argument(f"--{f.name.replace('_', '-')}", type=kind, help=f"{f.metadata['doc']} [{f.default}]")
     return parser
 
@@ -337,6 +373,8 @@ def main(argv=None) -> int:
     except (ValueError, runs.RunError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        pass  # the checkpoint is written; the last line says where the run stands
     found = runs.manifest(given["out"])
     print(f"{given['out']}: {found['status']} at step {found['step']} of {found['steps']}")
     return {"complete": 0, "stopped": 75}.get(found["status"], 1)

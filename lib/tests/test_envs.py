@@ -107,6 +107,15 @@ def test_discrete_actions_are_refused():
         envs.make("CartPole-v1")
 
 
+def test_a_simulation_that_blows_up_gives_nan_and_can_be_reset():
+    env = envs.make("dm_control/cheetah-run")
+    env.reset(seed=0)
+    env.unwrapped.physics.data.qpos[:] = np.inf
+    obs, reward, terminated, truncated, _ = env.step(np.zeros(6, np.float32))
+    assert np.isnan(obs).all() and np.isnan(reward) and truncated and not terminated
+    assert np.isfinite(env.reset()[0]).all()
+
+
 def test_plain_gymnasium_agrees():
     """Our wrappers change neither rewards nor physics."""
     ours, plain = envs.make("HalfCheetah-v5"), gym.make("HalfCheetah-v5")

@@ -28,7 +28,7 @@ def test_verdict_is_one_of_four_and_agrees_with_its_definition(ours, below, abov
 
 def write_run(root, env_id, returns, steps, status="complete"):
     """A recorded run whose seed i returns `returns[i]` at every evaluation."""
-    out = root / env_id.replace("/", "-")
+    out = root / f"{env_id.replace('/', '-')}-paper"
     identity = {"agent": "sac", "env_id": env_id, "size": "paper", "seeds": list(range(len(returns)))}
     versions = {"torch": "1", "gymnasium": "2", "mujoco": "3"}
     slices = [{"versions": versions, "device": "a CPU", "started": "2026-01-02T03:04:05Z", "commit": "abc"}]
@@ -65,7 +65,7 @@ def test_a_run_that_is_not_there_yet_gets_no_verdict(tmp_path):
 
 
 def test_a_diverged_seed_has_no_score():
-    rows = pd.DataFrame({"seed": [0, 0, 1], "step": [10, 20, 10], "return": [1.0, 3.0, 100.0]})
+    rows = pd.DataFrame({"run": "a", "seed": [0, 0, 1], "step": [10, 20, 10], "return": [1.0, 3.0, 100.0]})
     assert report.score_at(rows, 20).to_dict() == {0: 2.0}
 
 

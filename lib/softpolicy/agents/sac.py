@@ -37,7 +37,7 @@ class Config:
 
     def __post_init__(self):
         require(self, width=(1, math.inf), batch=(1, math.inf), capacity=(1, math.inf), gamma=(0, 1), tau=(0, 1))
-        require(self, lr=(0, math.inf), init_alpha=(1e-12, math.inf))
+        require(self, lr=(0, 1), init_alpha=(1e-12, 1e12), target_entropy=(-1e12, 1e12))
 
     def build(self, n_obs: int, n_act: int, seeds, device="cpu") -> SAC:
         """The agent for `seeds`, on `device`."""
@@ -94,7 +94,7 @@ class SAC(nn.Module):
 
     @torch.no_grad()
     def act(self, obs: Tensor, streams=None) -> Tensor:
-        """Actions `[S, N, A]` for observations `[S, N, O]`: sampled with `streams`; without them tanh(mu), the mode."""
+        """Actions `[S, N, A]` for observations `[S, N, O]`: sampled with `streams`; without, the medians tanh(mu)."""
         if streams is None:
             return self.actor(obs)[0].tanh()
         return self.actor.sample(obs, rng.normal(streams, obs.shape[1], self.n_act))[0]
