@@ -133,21 +133,25 @@ def updates(device: str, rounds: int) -> list[dict]:
 
 
 def loops(device: str, rounds: int) -> list[dict]:
-    """Steps a second of the whole loop (act, update, environments, replay) on HalfCheetah; one step is S steps."""
+    """Steps a second of the loop (act, update, environments, replay) on HalfCheetah, one step being S steps, and the
+    evaluations a second (10 episodes a seed), which come on top: at full scale one every 5,000 steps."""
     table = []
     for size, seeds in (("paper", [0]), ("paper", SEEDS), ("small", SEEDS)):
         width, batch = SIZES[size]
         with tempfile.TemporaryDirectory() as out:
-            loop = Loop(sac.Config(width=width, batch=batch), "HalfCheetah-v5", seeds, 100_000, 1, device)
+            loop = Loop(sac.Config(width=width, batch=batch), "HalfCheetah-v5", seeds, 100_000, 10, device)
             run = runs.Run(out, {"agent": "sac"})
             loop.open(run, 0)
             while loop.step < 300:
                 loop.advance(300)
             (seconds,) = in_turns([lambda loop=loop: loop.advance(0)], device, rounds)
+            start = clock(device)
+            loop.evaluate()
+            evaluation = clock(device) - start
             run.close(), loop.close()
-        table.append(
-            {"what": f"loop, {size}", "name": "sac, HalfCheetah-v5", "seeds": len(seeds), "per_second": 1 / seconds}
-        )
+        for what, t in (("loop", seconds), ("evaluation", evaluation)):
+            row = {"what": f"{what}, {size}", "name": "sac, HalfCheetah-v5", "seeds": len(seeds), "per_second": 1 / t}
+            table.append(row)
     return table
 
 

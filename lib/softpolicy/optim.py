@@ -12,6 +12,6 @@ def adam(params, lr: float) -> torch.optim.Adam:
 
 
 @torch.no_grad()
-def polyak(targets, params, tau: float) -> None:
+def polyak(targets: list[torch.Tensor], params: list[torch.Tensor], tau: float) -> None:
     """Exponential moving average, `target <- (1 - tau) target + tau param`, in place."""
-    torch._foreach_lerp_(list(targets), list(params), tau)
+    torch._foreach_lerp_(targets, params, tau)

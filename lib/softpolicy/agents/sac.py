@@ -86,6 +86,7 @@ class SAC(nn.Module):
         self.log_alpha = nn.Parameter(torch.full((len(seeds),), config.init_alpha).log())
         self.to(device)
         self.noise = rng.generators(seeds, "update", device=device)
+        self.averages = list(self.target.parameters()), list(self.critic.parameters())
         temperature = [self.log_alpha] if config.learn_alpha else []
         self.opts = {  # Adam works elementwise: actor and temperature share a step but no statistics
             "critic": adam(self.critic.parameters(), config.lr),
@@ -119,7 +120,7 @@ class SAC(nn.Module):
         alpha_loss, alpha_info = temperature_loss(self.log_alpha, log_pi, cfg.target_entropy or -float(self.n_act))
         self._step("policy", loss + alpha_loss)  # neither loss has a gradient for the other's parameters
 
-        polyak(self.target.parameters(), self.critic.parameters(), cfg.tau)
+        polyak(*self.averages, cfg.tau)
         return info | actor_info | alpha_info
 
     def _step(self, name: str, loss: Tensor) -> None:
