@@ -144,15 +144,28 @@ def create(source, number):
     )
 
 
+def current(number):
+    """Whether the stamp of .venv says that nothing is to be done."""
+    same = (version(PYTHON) or ())[:2] == number
+    return same and STAMP.exists() and STAMP.read_text() == fingerprint(number)
+
+
 def install():
-    """Bring .venv in line with the pins; nothing to do when its stamp says so."""
+    """Bring .venv in line with the pins."""
     source = choose()
     number = version(source)[:2]
-    same = (version(PYTHON) or ())[:2] == number
-    if same and STAMP.exists() and STAMP.read_text() == fingerprint(number):
+    if current(number):  # looked at before waiting for others, so that they need not be waited for
         return
+    with only_one(ROOT / "ci", "is setting up .venv"):
+        if not current(number):
+            fill(source, number)
+
+
+def fill(source, number):
+    """Install everything into .venv, which is made first where it cannot be used."""
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    if not same or subprocess.run([str(PYTHON), "-m", "pip", "--version"], **quiet).returncode:
+    usable = (version(PYTHON) or ())[:2] == number
+    if not usable or subprocess.run([str(PYTHON), "-m", "pip", "--version"], **quiet).returncode:
         create(source, number)
     STAMP.unlink(missing_ok=True)  # from here to the end, an interruption means: install again
     pip = [str(PYTHON), "-m", "pip", "install", "--quiet", "--no-input", "--disable-pip-version-check"]
@@ -170,8 +183,7 @@ def enter():
     """Go on with this script inside .venv, made or updated first, without the caller's Python settings."""
     signal.signal(signal.SIGTERM, lambda *_: stop("stopped; run the same command again to go on.", 143))
     foreign = [name for name in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV") if os.environ.pop(name, None)]
-    with only_one(ROOT / "ci", "is setting up .venv"):
-        install()
+    install()
     if Path(sys.prefix) != VENV or "PYTHONPATH" in foreign or "PYTHONHOME" in foreign:
         os.execv(PYTHON, [str(PYTHON), str(Path(sys.argv[0]).resolve()), *sys.argv[1:]])
     os.environ.update(

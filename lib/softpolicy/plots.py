@@ -55,7 +55,7 @@ def learning_curves(
         ax.set(title=f"{task}\n{scale_note(here)}", ylabel=value.replace("_", " "))
         ax.set_xlabel({"step": "environment steps", "seconds": "training time (s)"}.get(x, x))
         ax.title.set_fontsize("medium")
-        ax.legend(fontsize="small")
+        ax.legend(fontsize="small", framealpha=0.6)
     return np.ravel(axes)[0].figure
 
 

@@ -67,7 +67,7 @@ def against_reported(rows: pd.DataFrame, agent: str = "sac", size: str = "paper"
             spread = 0.0 if pd.isna(r["spread"]) else r["spread"]
             word = verdict(scores.mean(), low, high, r["mean"], spread)
             row |= {"ours": round(scores.mean(), 1), "interval": f"[{low:.0f}, {high:.0f}]"}
-        reported = f"{r['mean']:.0f}" + ("" if pd.isna(r["spread"]) else f" +- {r['spread']:.0f}")
+        reported = f"{r['mean']:.0f}" + ("" if pd.isna(r["spread"]) else f" ± {r['spread']:.0f}")
         table.append(row | {"reported": reported, "reported_n": r["n"], "source": r["source"],
                             "reported_env": r["env_id"], "verdict": word})  # fmt: skip
     return pd.DataFrame(table)
