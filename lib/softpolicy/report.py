@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -13,6 +15,7 @@ import numpy as np
 import pandas as pd
 
 from softpolicy import runs, stats
+from softpolicy.settings import SIZES, sized
 
 
 class Claim(NamedTuple):
@@ -93,6 +96,14 @@ def claims_table(root: Path | None = None) -> str:
     return pd.DataFrame(claims(root)).to_markdown(index=False, disable_numparse=True)
 
 
+def changed_settings(identity: dict) -> str:
+    """The agent's settings in which a run differs from the defaults of its size, in words."""
+    config = importlib.import_module(f"softpolicy.agents.{identity['agent']}").Config
+    preset = dataclasses.asdict(sized(config, identity["size"] if identity["size"] in SIZES else "paper"))
+    found = {k: identity.get(f"{identity['agent']}.{k}", v) for k, v in preset.items()}
+    return ", ".join(f"{k} {v}" for k, v in found.items() if v != preset[k])
+
+
 def status_table(root: Path | None = None) -> str:
     """One row a recorded run, from its manifest alone, as a Markdown table."""
     table = []
@@ -104,6 +115,7 @@ def status_table(root: Path | None = None) -> str:
             {
                 "run": f"`{i['agent']}` on `{i['env_id']}`",
                 "size": i["size"],
+                "settings": changed_settings(i) or "defaults",
                 "seeds": len(i["seeds"]),
                 "steps": f"{m['step']:,} of {m['steps']:,}",
                 "status": m["status"] + diverged,

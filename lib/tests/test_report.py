@@ -79,6 +79,12 @@ def test_claims_and_status_come_from_the_runs(tmp_path):
     assert "100,000 of 1,000,000" in status and "running, 1 diverged" in status and "0.50" in status
 
 
+def test_settings_that_differ_from_the_defaults_are_named():
+    identity = {"agent": "sac", "size": "small", "sac.width": 128, "sac.batch": 128, "sac.lr": 0.001, "sac.gamma": 0.99}
+    assert report.changed_settings(identity) == "lr 0.001"
+    assert report.changed_settings(identity | {"sac.lr": 3e-4}) == ""
+
+
 def test_learning_curves_show_every_seed_and_say_their_scale(tmp_path):
     rows = runs.load(write_run(tmp_path, "HalfCheetah-v5", [1.0, 2.0, 6.0], 200_000))
     fig = plots.learning_curves(rows)
