@@ -56,7 +56,7 @@ def train(
                      the agent's evaluation action, in environments of their own
     checkpoint_every steps between checkpoints; the same call goes on from the last one, and with more `steps` a
                      complete run is extended
-    max_seconds      stop with a checkpoint before so many seconds have passed (0: no limit); SIGTERM does the same
+    max_seconds      stop with a checkpoint before so many seconds have passed (0: no limit), as on SIGTERM and Ctrl-C
 
     A seed whose actions, observations, rewards or metrics stop being finite is marked as diverged in the manifest
     and gets no further rows; the others go on. Raises ValueError for bad arguments, `runs.RunError` for a folder
