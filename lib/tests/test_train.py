@@ -133,8 +133,13 @@ def test_a_seed_trains_the_same_alone_and_among_others(tmp_path):
 )
 def test_signals_stop_a_run_in_python_in_good_order_and_leave_the_old_handlers(tmp_path, number, name, status):
     before = signal.getsignal(number)
-    timer = threading.Timer(1.0, os.kill, (os.getpid(), number))
-    timer.start()
+
+    def send():
+        while not (tmp_path / "rows.csv").exists():  # by then the run listens
+            time.sleep(0.05)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=send, daemon=True).start()
     with pytest.raises(name) if name else contextlib.nullcontext():
         train(TINY, "Line-v0", [0], 10**6, tmp_path, **SHORT)
     assert signal.getsignal(number) is before
