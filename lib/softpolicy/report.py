@@ -49,19 +49,24 @@ def score_at(rows: pd.DataFrame, step: int, last: int = 3) -> pd.Series:
     return rows.groupby("seed")["return"].apply(lambda r: r.tail(last).mean())
 
 
-def against_reported(rows: pd.DataFrame, agent: str = "sac", size: str = "paper") -> pd.DataFrame:
+def main_runs(agent: str, size: str = "paper", root: Path | None = None) -> list[Path]:
+    """The recorded runs of an agent at a size with default settings: no ablation, no study."""
+    same = lambda i: (i["agent"], i["size"], changed_settings(i)) == (agent, size, "")  # noqa: E731
+    return [out for out in runs.find(root) if same(runs.manifest(out)["identity"])]
+
+
+def against_reported(agent: str = "sac", root: Path | None = None) -> pd.DataFrame:
     """Our returns beside the reported ones of `data/reported/AGENT.csv` at the same task and number of steps.
 
     Ours: mean over seeds of each seed's last three evaluations up to that step, with its bootstrap interval, in the
-    run folder named TASK-SIZE (others, such as ablations, have longer names); a seed that diverged has no score. Task
-    versions differ (see the columns). A reported row without a run of ours has the verdict "not run".
+    main run of the task at size paper; a seed that diverged has no score. Task versions differ (see the columns). A
+    reported row without a run of ours has the verdict "not run".
     """
-    table = []
+    table, rows = [], runs.load(*main_runs(agent, root=root))
     for _, r in runs.reported(agent).iterrows():
         base = r["env_id"].split("-v")[0]
         env_id = base if base.startswith("dm_control/") else f"{base}-v5"
-        name = f"{env_id.replace('/', '-')}-{size}"
-        here = rows[(rows["agent"] == agent) & (rows["run"] == name)] if len(rows) else rows
+        here = rows[rows["env_id"] == env_id] if len(rows) else rows
         scores = score_at(here, r["steps"]) if len(here) else here
         row = {"env_id": env_id, "steps": r["steps"], "ours": np.nan, "interval": "", "n": len(scores)}
         word = "not run"
@@ -78,7 +83,7 @@ def against_reported(rows: pd.DataFrame, agent: str = "sac", size: str = "paper"
 
 def claims(root: Path | None = None) -> list[Claim]:
     """Every claim the book tests, with the verdict that the recorded rows give."""
-    table = against_reported(runs.load(*runs.find(root)))
+    table = against_reported(root=root)
     found = []
     for _, r in table[table["steps"] == 100_000].iterrows():
         evidence = "no run recorded"

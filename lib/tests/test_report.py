@@ -1,5 +1,6 @@
 """What pages say about runs follows from their rows."""
 
+import dataclasses
 import json
 
 import matplotlib.pyplot as plt
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from softpolicy import plots, report, runs
+from softpolicy.agents import sac
 
 finite = st.floats(-1e4, 1e4)
 
@@ -26,10 +28,11 @@ def test_verdict_is_one_of_four_and_agrees_with_its_definition(ours, below, abov
         assert not inside and word == ("higher" if ours > reported else "lower")
 
 
-def write_run(root, env_id, returns, steps, status="complete"):
+def write_run(root, env_id, returns, steps, status="complete", **changes):
     """A recorded run whose seed i returns `returns[i]` at every evaluation."""
-    out = root / f"{env_id.replace('/', '-')}-paper"
-    identity = {"agent": "sac", "env_id": env_id, "size": "paper", "seeds": list(range(len(returns)))}
+    out = root / "-".join([env_id.replace("/", "-"), "paper", *changes])
+    defaults = {f"sac.{k}": v for k, v in dataclasses.asdict(sac.Config()).items()} | changes
+    identity = {**defaults, "agent": "sac", "env_id": env_id, "size": "paper", "seeds": list(range(len(returns)))}
     versions = {"torch": "1", "gymnasium": "2", "mujoco": "3"}
     slices = [{"versions": versions, "device": "a CPU", "started": "2026-01-02T03:04:05Z", "commit": "abc"}]
     out.mkdir(parents=True)
@@ -50,7 +53,9 @@ def reported_at(env_id, steps, source):
 def test_ours_stands_beside_reported_rows_of_the_same_task_and_steps_only(tmp_path):
     jaxrl = reported_at("HalfCheetah-v2", 100_000, "jaxrl")
     near = jaxrl["mean"] + np.array([-10.0, 0.0, 40.0])
-    table = report.against_reported(runs.load(write_run(tmp_path, "HalfCheetah-v5", near, 100_000)))
+    write_run(tmp_path, "HalfCheetah-v5", near, 100_000)
+    write_run(tmp_path, "HalfCheetah-v5", near - 5_000, 100_000, **{"sac.lr": 0.1})  # a study, left out
+    table = report.against_reported(root=tmp_path)
     ran = table[table["verdict"] != "not run"]
     assert set(ran["steps"]) == {100_000} and set(ran["env_id"]) == {"HalfCheetah-v5"}
     row = ran[ran["source"] == jaxrl["source"]].iloc[0]
@@ -60,7 +65,8 @@ def test_ours_stands_beside_reported_rows_of_the_same_task_and_steps_only(tmp_pa
 
 
 def test_a_run_that_is_not_there_yet_gets_no_verdict(tmp_path):
-    table = report.against_reported(runs.load(write_run(tmp_path, "HalfCheetah-v5", [1.0, 2.0], 95_000)))
+    write_run(tmp_path, "HalfCheetah-v5", [1.0, 2.0], 95_000)
+    table = report.against_reported(root=tmp_path)
     assert set(table["verdict"]) == {"not run"}
 
 
