@@ -21,20 +21,32 @@ def torch_default(weight: Tensor, generator: torch.Generator) -> None:
     nn.init.kaiming_uniform_(weight, a=math.sqrt(5), generator=generator)
 
 
+def truncated_normal(weight: Tensor, generator: torch.Generator) -> None:
+    """Normal with scale 1/sqrt(fan_in), cut at two scales: the default of Haiku, with which NC-LQL was released."""
+    scale = 1 / math.sqrt(weight.shape[1])
+    nn.init.trunc_normal_(weight, 0, scale, -2 * scale, 2 * scale, generator=generator)  # bounds are absolute
+
+
+def orthogonal(weight: Tensor, generator: torch.Generator) -> None:
+    """Orthogonal rows or columns, gain sqrt(2)."""
+    nn.init.orthogonal_(weight, math.sqrt(2), generator=generator)
+
+
 class Linear(nn.Module):
     """`y = x W + b` for every leading index: `[*lead, ..., n_in] -> [*lead, ..., n_out]`.
 
     `streams` holds one CPU generator a seed (`lead[0]` of them); `init` fills each `[n_out, n_in]` weight.
-    Biases are uniform on +-1/sqrt(n_in), as in `nn.Linear`.
+    Biases are zero, or uniform on +-1/sqrt(n_in) with `torch_default`, as in `nn.Linear`.
     """
 
     def __init__(self, lead: Sequence[int], n_in: int, n_out: int, streams, init: Init = torch_default):
         super().__init__()
-        weight, bias = torch.empty(*lead, n_out, n_in), torch.empty(*lead, 1, n_out)
+        weight, bias = torch.empty(*lead, n_out, n_in), torch.zeros(*lead, 1, n_out)
         for w, b, stream in zip(weight, bias, streams, strict=True):
             for member in w.view(-1, n_out, n_in):
                 init(member, stream)
-            b.uniform_(-1 / math.sqrt(n_in), 1 / math.sqrt(n_in), generator=stream)
+            if init is torch_default:
+                b.uniform_(-1 / math.sqrt(n_in), 1 / math.sqrt(n_in), generator=stream)
         self.weight = nn.Parameter(weight.transpose(-1, -2).contiguous())  # [*lead, n_in, n_out]
         self.bias = nn.Parameter(bias)  # [*lead, 1, n_out]
 
@@ -61,6 +73,40 @@ class MLP(nn.Module):
         for layer in self.layers[:-1]:
             x = self.activation(layer(x))
         return self.layers[-1](x)
+
+
+def mish_and_slope(z: Tensor) -> tuple[Tensor, Tensor]:
+    """`mish(z) = z tanh(softplus(z))` and its derivative, elementwise, from a single exponential.
+
+    With e = exp(z) and n = e (e + 2), tanh(softplus(z)) = n / (n + 2), whose derivative is 4 (n - e) / (n + 2)^2.
+    """
+    e = z.clamp(max=20).exp_()  # beyond, n / (n + 2) is 1 in every precision
+    n = (e + 2).mul_(e)
+    u = (n + 2).reciprocal_()
+    e = torch.sub(n, e, out=e).mul_(u).mul_(u)
+    t = n.mul_(u)
+    return z * t, torch.addcmul(t, e, z, value=4)
+
+
+class _Mish(torch.autograd.Function):
+    """Mish whose backward pass is one product: the slope is computed along with the value."""
+
+    @staticmethod
+    def forward(ctx, z):
+        value, slope = mish_and_slope(z)
+        ctx.save_for_backward(slope)
+        return value
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, grad):
+        (slope,) = ctx.saved_tensors
+        return grad * slope
+
+
+def mish(z: Tensor) -> Tensor:
+    """`z tanh(softplus(z))` (arXiv 1908.08681), differentiable once."""
+    return _Mish.apply(z)
 
 
 def log_det_tanh(u: Tensor) -> Tensor:
@@ -110,3 +156,85 @@ class Critic(nn.Module):
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         x = torch.cat((obs, action), -1).unsqueeze(1)  # [S, 1, B, O+A]
         return self.body(x.expand(-1, self.members, -1, -1)).squeeze(-1)  # [S, E, B]
+
+
+def level_embedding(levels: int, variant: str = "authors") -> Tensor:
+    """Sinusoidal codes `[L, 16]` of the level numbers 0..L-1 (the *number* is coded, not the noise it stands for).
+
+    "authors": `(sin(l f_j), cos(l f_j)) / 4` with `f_j = 10000^(-j/8)`, j = 0..7, as in NC-LQL's released code;
+    "flow-rl": cosines first, `f_j = 10000^(-j/7)`, not scaled.
+    """
+    if variant == "flow-rl":
+        angle = torch.arange(levels)[:, None] * 10_000 ** (-torch.arange(8) / 7)
+        return torch.cat((angle.cos(), angle.sin()), -1)
+    angle = torch.arange(levels)[:, None] * 10_000 ** (-torch.arange(8) / 8)
+    return torch.cat((angle.sin(), angle.cos()), -1) / 4
+
+
+class LevelCritic(nn.Module):
+    """NC-LQL's noise-conditioned critic (arXiv 2602.07873), E networks a seed: `Q(obs, action, level)` is `[S, E, B]`.
+
+    Each network embeds the level (codes of 16 numbers, 16 -> 32 -> 16 with Mish), puts it beside observation and
+    action, and maps the three through `hidden` layers with Mish to one number. With `levels` = 0 there is no level
+    input: LQL's critic. `variant` "authors" or "flow-rl" chooses codes, initialisation and the embedding's last
+    activation (none; Mish).
+    """
+
+    def __init__(self, n_obs, n_act, hidden, streams, levels=0, members=2, variant="authors"):
+        super().__init__()
+        self.n_obs, self.n_act, self.levels, self.members, self.variant = n_obs, n_act, levels, members, variant
+        lead, init = (len(streams), members), orthogonal if variant == "flow-rl" else truncated_normal
+        if levels:
+            self.register_buffer("codes", level_embedding(levels, variant))
+            self.embed = MLP(lead, (16, 32, 16), streams, mish, init)
+        self.body = MLP(lead, (n_obs + n_act + 16 * bool(levels), *hidden, 1), streams, mish, init)
+
+    def embedding(self, level: int | Tensor) -> Tensor:
+        """`[S, E, B, 16]` for levels `[S, B]`, `[S, E, 1, 16]` for one number."""
+        code = self.codes[level] if isinstance(level, Tensor) else self.codes[level].expand(1, 1, -1)
+        lead = self.body.layers[0].weight.shape[:2]
+        h = self.embed(code.unsqueeze(1).expand(*lead, -1, -1))
+        return mish(h) if self.variant == "flow-rl" else h
+
+    def forward(self, obs: Tensor, action: Tensor, level: int | Tensor | None = None) -> Tensor:
+        """obs `[S, B, O]`, action `[S, B, A]` (it may lie outside the box), level `[S, B]` or one number."""
+        x = torch.cat((obs, action), -1).unsqueeze(1).expand(-1, self.members, -1, -1)  # [S, E, B, O+A]
+        if self.levels:
+            h = self.embedding(level)
+            x = torch.cat((x, h.expand(*x.shape[:3], 16)), -1)
+        return self.body(x).squeeze(-1)
+
+    @torch.no_grad()
+    def action_gradient(self, obs: Tensor) -> Callable[[Tensor, int], Tensor]:
+        """The function `(action [S, B, A], level) -> sum_e grad_a Q_e(obs, action, level)`, `[S, B, A]`.
+
+        The chain rule by hand, for sampling: no graph, no gradient of weights, both critics in one product, and what
+        the first layer makes of the observation (and of a level) is computed once for all steps of a chain. The
+        weights must not change while the function is in use.
+        """
+        first, *rest = self.body.layers
+        flat = lambda x: x.flatten(0, -3)  # noqa: E731
+        sizes = (self.n_obs, self.n_act, first.weight.shape[2] - self.n_obs - self.n_act)
+        w_obs, w_act, w_level = first.weight.split(sizes, 2)
+        pairs = lambda x: flat(x.unsqueeze(1).expand(-1, self.members, -1, -1))  # noqa: E731  [S, B, .] -> [S E, B, .]
+        base = torch.baddbmm(flat(first.bias), pairs(obs), flat(w_obs))  # [S E, B, W]
+        w_act, back = flat(w_act).contiguous(), [flat(layer.weight).transpose(1, 2) for layer in rest]
+        shifted = {}  # level -> base with the level's part
+
+        @torch.no_grad()
+        def gradient(action: Tensor, level: int = 0) -> Tensor:
+            if level not in shifted:
+                shifted.clear()
+                shifted[level] = base + flat(self.embedding(level) @ w_level) if self.levels else base
+            a, d = mish_and_slope(torch.baddbmm(shifted[level], pairs(action), w_act))
+            slopes = [d]
+            for layer in rest[:-1]:
+                a, d = mish_and_slope(torch.baddbmm(flat(layer.bias), a, flat(layer.weight)))
+                slopes.append(d)
+            g = slopes.pop().mul_(back[-1])  # dQ / d(input of the last hidden activation)
+            for w in reversed(back[:-1]):
+                g = (g @ w).mul_(slopes.pop())
+            g = g @ w_act.transpose(1, 2)  # [S E, B, A]
+            return g.view(-1, self.members, *g.shape[1:]).sum(1)
+
+        return gradient

@@ -11,6 +11,14 @@ def adam(params, lr: float) -> torch.optim.Adam:
     return torch.optim.Adam(params, lr=lr, fused=True, capturable=params[0].is_cuda)
 
 
+def descend(opt: torch.optim.Optimizer, loss: torch.Tensor) -> None:
+    """One step of an optimiser; gradients are computed for its parameters alone."""
+    params = opt.param_groups[0]["params"]
+    for p, grad in zip(params, torch.autograd.grad(loss, params), strict=True):
+        p.grad = grad
+    opt.step()
+
+
 @torch.no_grad()
 def polyak(targets: list[torch.Tensor], params: list[torch.Tensor], tau: float) -> None:
     """Exponential moving average, `target <- (1 - tau) target + tau param`, in place."""

@@ -36,11 +36,16 @@ class Replay:
         self.first = torch.arange(n_seeds, device=device)[:, None] * capacity  # row number of each seed's slot 0
 
     def add(self, obs, action, reward, next_obs, terminated) -> None:
-        """Store one transition a seed: arrays or tensors `[S, O], [S, A], [S], [S, O], [S]`."""
+        """Store N transitions a seed: arrays or tensors `[S, N, O], [S, N, A], [S, N, 1], [S, N, O], [S, N, 1]`."""
         as_row = (torch.as_tensor(x, dtype=torch.float32) for x in (obs, action, reward, next_obs, terminated))
-        row = torch.cat([x.view(len(x), -1) for x in as_row], -1)
-        self.rows[:, self.added % self.capacity] = row.to(self.rows.device, non_blocking=True)
-        self.added += 1
+        row = torch.cat(list(as_row), -1).to(self.rows.device, non_blocking=True)
+        if row.shape[1] > self.capacity:
+            raise ValueError(f"{row.shape[1]} transitions a seed at once do not fit into {self.capacity}")
+        at = self.added % self.capacity
+        fits = min(row.shape[1], self.capacity - at)
+        self.rows[:, at : at + fits] = row[:, :fits]
+        self.rows[:, : row.shape[1] - fits] = row[:, fits:]
+        self.added += row.shape[1]
         self.size.fill_(min(self.added, self.capacity))
 
     def sample(self, batch: int, streams: list[torch.Generator]) -> Batch:

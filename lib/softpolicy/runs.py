@@ -168,6 +168,7 @@ def manifest(out) -> dict:
         found = json.loads(path.read_text())
         if found["format"] != FORMAT:
             raise ValueError(f"format {found['format']!r}")
+        found["identity"].setdefault("n_envs", 1)  # what it was before it became a setting
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise RunError(f"{path} is not a manifest of this library ({e}); give another folder") from None
     return found

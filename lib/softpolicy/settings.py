@@ -25,6 +25,13 @@ def require(config, **accepted: tuple[float, float]) -> None:
             raise ValueError(f"{config.name}.{name} must lie in [{low:g}, {high:g}], got {value}")
 
 
+def one_of(config, **accepted: tuple) -> None:
+    """ValueError naming the first setting of `config` whose value is not among those accepted."""
+    for name, values in accepted.items():
+        if getattr(config, name) not in values:
+            raise ValueError(f"{config.name}.{name} must be {' or '.join(values)}, got '{getattr(config, name)}'")
+
+
 def sized(config_class, size: str = "paper", **overrides):
     """The settings of an agent at a size of `SIZES`, some overridden; ValueError for unknown names."""
     if size not in SIZES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -44,3 +45,21 @@ def restore(streams: list[torch.Generator], states: list[torch.Tensor]) -> None:
     """Put the streams back into saved states (states live on the CPU whatever the device)."""
     for g, state in zip(streams, states, strict=True):
         g.set_state(state.cpu())
+
+
+def normals(streams: list[torch.Generator], *shape: int, dtype=torch.float32) -> Iterator[torch.Tensor]:
+    """`normal(streams, *shape)` again and again: the noise of a chain of any length."""
+    while True:
+        yield normal(streams, *shape, dtype=dtype)
+
+
+def uniforms(streams: list[torch.Generator], *shape: int, dtype=torch.float32) -> Iterator[torch.Tensor]:
+    """`uniform(streams, *shape)` again and again."""
+    while True:
+        yield uniform(streams, *shape, dtype=dtype)
+
+
+def of_rows(x: torch.Tensor) -> list[torch.Generator]:
+    """A CPU generator for each row of `x` `[..., n]`, in order: equal rows give equal streams."""
+    rows = x.detach().to("cpu", torch.float32).reshape(-1, x.shape[-1]).numpy()
+    return [torch.Generator().manual_seed(zlib.crc32(row.tobytes())) for row in rows]

@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from softpolicy import envs, runs
+from softpolicy import agents, envs, runs
 from softpolicy import streams as rng
 from softpolicy.device import captured, keep_memory
 from softpolicy.replay import Replay
@@ -41,6 +41,7 @@ def train(
     steps: int,
     out: str,
     *,
+    n_envs: int = 1,
     warmup: int = 10_000,
     eval_every: int = 5_000,
     eval_episodes: int = 10,
@@ -50,8 +51,11 @@ def train(
 ) -> pd.DataFrame:
     """Train `config`'s agent on `env_id`, one independent run a seed, and return the tidy rows of folder `out`.
 
-    steps            environment steps of each seed, one update a step after `warmup` steps of uniform actions
-                     (default: ten episodes, as in the authors' code, `softlearning`)
+    steps            environment steps of each seed, all its environments together
+    n_envs           environments of each seed, stepped together, with one update for all of them: one update a step
+                     with 1, one in five steps with 5
+    warmup           steps of uniform actions without updates at the start (default: ten episodes, as in the authors'
+                     code of SAC, `softlearning`)
     eval_every       evaluate at multiples of this step, after the warm-up: `eval_episodes` whole episodes a seed with
                      the agent's evaluation action, in environments of their own
     checkpoint_every steps between checkpoints; the same call goes on from the last one, and with more `steps` a
@@ -62,13 +66,16 @@ def train(
     and gets no further rows; the others go on. Raises ValueError for bad arguments, `runs.RunError` for a folder
     that cannot be used; neither touches what is on disk.
     """
-    check(seeds, device, steps=steps, eval_every=eval_every, eval_episodes=eval_episodes,
+    check(seeds, device, steps=steps, n_envs=n_envs, eval_every=eval_every, eval_episodes=eval_episodes,
           checkpoint_every=checkpoint_every)  # fmt: skip
     if not 1 <= warmup < steps or max_seconds < 0:
         raise ValueError(
             f"warmup must be at least 1 and less than steps ({steps}), max_seconds not negative;"
             f" got {warmup} and {max_seconds}"
         )
+    counts = {"steps": steps, "warmup": warmup, "eval_every": eval_every, "checkpoint_every": checkpoint_every}
+    if odd := [f"{name} {count}" for name, count in counts.items() if count % n_envs]:
+        raise ValueError(f"{', '.join(odd)}: give multiples of n_envs ({n_envs}), which are stepped together")
     if steps // eval_every * eval_every <= warmup:
         raise ValueError(
             f"no evaluation would happen: give steps so that a multiple of eval_every ({eval_every}) lies after the"
@@ -80,13 +87,14 @@ def train(
         "env_id": env_id,
         "seeds": list(seeds),
         "size": size_of(config),
+        "n_envs": n_envs,
         "warmup": warmup,
         "eval_every": eval_every,
         "eval_episodes": eval_episodes,
         "physics": runs.version("mujoco"),
     }
     keep_memory()
-    loop = Loop(config, env_id, list(seeds), steps, eval_episodes, device)
+    loop = Loop(config, env_id, list(seeds), steps, eval_episodes, device, n_envs)
     run = runs.Run(out, identity)
     try:
         if run.manifest["status"] == "complete" and run.manifest["steps"] >= steps:
@@ -118,18 +126,19 @@ def check(seeds, device, **counts) -> None:
 class Loop:
     """The state of one run in memory, and the loop over it."""
 
-    def __init__(self, config, env_id: str, seeds: list[int], steps: int, eval_episodes: int, device: str):
+    def __init__(self, config, env_id: str, seeds: list[int], steps: int, eval_episodes: int, device: str, n_envs=1):
         self.seeds, self.steps, self.eval_episodes, self.device = seeds, steps, eval_episodes, device
+        self.n_envs = n_envs
         self.device_type = torch.device(device).type
         self.env_id, self.config, n = env_id, config, len(seeds)
-        self.envs = envs.vector(env_id, n)
+        self.envs = envs.vector(env_id, n * n_envs)  # those of the first seed, then those of the second, ...
         n_obs, self.n_act = self.envs.single_observation_space.shape[0], self.envs.single_action_space.shape[0]
         self.agent = config.build(n_obs, self.n_act, seeds, device)
         self.replay = Replay(min(config.capacity, steps), n, n_obs, self.n_act, device)
         self.streams = {name: rng.generators(seeds, name, device=device) for name in ("act", "sample")}
         self.warm = rng.generators(seeds, "warmup")
         self.step, self.seconds, self.diverged = 0, 0.0, {}
-        self.episode_return, self.finished = np.zeros(n), [[] for _ in seeds]
+        self.episode_return, self.finished = np.zeros(n * n_envs), [[] for _ in seeds]
         self.metrics, self.eval_envs = {}, None
         self.update = captured(
             lambda: self.agent.update(self.replay.sample(config.batch, self.streams["sample"])), self
@@ -141,7 +150,8 @@ class Loop:
         self.reserve = {"evaluation": 0.0, "checkpoint": 0.0}  # seconds that each took at most, for the time limit
         state = run.load_checkpoint(self.device, self.device_type)
         if state is None:
-            self.obs, _ = self.envs.reset(seed=[rng.derive(s, "training") for s in self.seeds])
+            copies = [[], *([j] for j in range(1, self.n_envs))]
+            self.obs, _ = self.envs.reset(seed=[rng.derive(s, "training", *j) for s in self.seeds for j in copies])
         else:
             self.restore(state)
         run.trim(self.step)
@@ -179,33 +189,33 @@ class Loop:
                 self.timed("checkpoint", self.checkpoint)
 
     def advance(self, warmup: int) -> None:
-        """One environment step and, after the warm-up, one update for every seed."""
-        explore = self.step < warmup
-        action = 2 * rng.uniform(self.warm, self.n_act) - 1 if explore else self.act(self.obs)
-        action = action.cpu().numpy()  # [S, A]
+        """One step of every environment and, after the warm-up, one update for every seed."""
+        n, explore = len(self.seeds), self.step < warmup
+        action = 2 * rng.uniform(self.warm, self.n_envs, self.n_act) - 1 if explore else self.act(self.obs)
+        action = action.cpu().numpy().reshape(n * self.n_envs, -1)  # [S N, A]
         if not explore:
             self.metrics = self.update()
         self.mark(~np.isfinite(action).all(1))
         next_obs, reward, terminated, truncated, info = self.envs.step(np.nan_to_num(action))
         final = envs.final_obs(next_obs, info)
-        self.step += 1
+        self.step += self.n_envs
         self.mark(~(np.isfinite(final).all(1) & np.isfinite(next_obs).all(1) & np.isfinite(reward)))
         next_obs, reward, final = (np.nan_to_num(x, posinf=0, neginf=0) for x in (next_obs, reward, final))
-        self.replay.add(self.obs, action, reward, final, terminated)
+        self.replay.add(*(x.reshape(n, self.n_envs, -1) for x in (self.obs, action, reward, final, terminated)))
         self.obs = next_obs
         self.episode_return += reward
         for i in np.flatnonzero(terminated | truncated):
-            self.finished[i].append(float(self.episode_return[i]))
+            self.finished[i // self.n_envs].append(float(self.episode_return[i]))
             self.episode_return[i] = 0
 
     def act(self, obs: np.ndarray) -> torch.Tensor:
-        """The agent's exploring actions `[S, A]` for observations `[S, O]`."""
-        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device)[:, None]  # [S, 1, O]
-        return self.agent.act(obs, self.streams["act"])[:, 0]
+        """The agent's exploring actions `[S, N, A]` for observations `[S N, O]`."""
+        obs = torch.as_tensor(obs, dtype=torch.float32, device=self.device).unflatten(0, (-1, self.n_envs))
+        return self.agent.act(obs, self.streams["act"])
 
     def mark(self, bad: np.ndarray) -> None:
-        """Record the seeds of the mask `[S]` as diverged at this step, once."""
-        for i in np.flatnonzero(bad):
+        """Record the seeds of the mask `[S N]` or `[S]` as diverged at this step, once."""
+        for i in np.flatnonzero(bad.reshape(len(self.seeds), -1).any(1)):
             self.diverged.setdefault(str(self.seeds[i]), self.step)
 
     def evaluate(self) -> None:
@@ -264,7 +274,7 @@ class Loop:
                 "reserve": self.reserve,
                 "device": self.device_type,
                 "diverged": self.diverged,
-                "agent": self.agent.save(),
+                "agent": agents.save(self.agent),
                 "replay": self.replay.save(),
                 "streams": {name: rng.save(s) for name, s in {**self.streams, "warmup": self.warm}.items()},
                 "envs": [env.save() for env in self.envs.envs],
@@ -283,13 +293,13 @@ class Loop:
             )
         self.step, self.seconds, self.diverged = state["step"], state["seconds"], state["diverged"]
         self.reserve = state["reserve"]
-        self.agent.restore(state["agent"])
+        agents.restore(self.agent, state["agent"])
         self.replay.restore(state["replay"])
         for name, s in {**self.streams, "warmup": self.warm}.items():
             rng.restore(s, state["streams"][name])
         self.obs = state["obs"].cpu().numpy()
         replayed = np.stack([env.restore(s) for env, s in zip(self.envs.envs, state["envs"], strict=True)])
-        healthy = [str(seed) not in self.diverged for seed in self.seeds]
+        healthy = np.repeat([str(seed) not in self.diverged for seed in self.seeds], self.n_envs)
         if not np.array_equal(replayed[healthy], self.obs[healthy]):
             raise runs.RunError(
                 f"{self.env_id} did not come back to the state in which {self.folder.out} was left, so the simulator"

@@ -9,24 +9,20 @@ from softpolicy import streams as rng
 from softpolicy.replay import Replay
 
 
-def transition(s, t, n_obs=3, n_act=2):
-    """Transition t of every seed, each entry telling seed and time."""
-    code = torch.arange(s)[:, None] * 1000.0 + t
-    return (
-        code.expand(s, n_obs),
-        code.expand(s, n_act) / 1e4,
-        code[:, 0],
-        code.expand(s, n_obs) + 0.5,
-        torch.full((s,), t % 2),
-    )
+def transition(s, t, n=1, n_obs=3, n_act=2):
+    """Transitions t .. t+n-1 of every seed, each entry telling seed and time."""
+    time = torch.arange(t, t + n)[None, :, None].expand(s, n, 1)
+    code = torch.arange(s)[:, None, None] * 1000.0 + time  # [S, N, 1]
+    return code.expand(s, n, n_obs), code.expand(s, n, n_act) / 1e4, code, code.expand(s, n, n_obs) + 0.5, time % 2
 
 
 @settings(max_examples=30, deadline=None)
-@given(s=st.integers(1, 3), capacity=st.integers(1, 9), added=st.integers(1, 25))
-def test_holds_exactly_the_last_transitions_of_each_seed(s, capacity, added):
+@given(s=st.integers(1, 3), capacity=st.integers(1, 9), rounds=st.integers(1, 25), n=st.integers(1, 9))
+def test_holds_exactly_the_last_transitions_of_each_seed(s, capacity, rounds, n):
+    n, added = min(n, capacity), rounds * min(n, capacity)
     replay = Replay(capacity, s, 3, 2)
-    for t in range(added):
-        replay.add(*transition(s, t))
+    for t in range(0, added, n):
+        replay.add(*transition(s, t, n))
     batch = replay.sample(400, rng.generators(range(s), "sample"))
     expected = set(range(max(0, added - capacity), added))
     for i in range(s):

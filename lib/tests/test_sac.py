@@ -7,9 +7,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from softpolicy import agents
 from softpolicy import streams as rng
 from softpolicy.agents import sac
-from softpolicy.optim import polyak
+from softpolicy.optim import descend, polyak
 from softpolicy.replay import Batch
 
 O, A, B = 5, 2, 16
@@ -152,7 +153,7 @@ def test_actor_step_moves_no_critic_and_target_moves_by_tau_alone():
     obs = torch.randn(1, B, O)
     action, log_pi = agent.actor.sample(obs, torch.randn(1, B, A))
     loss = sac.actor_loss(agent.critic(obs, action), log_pi, torch.ones(1))[0]
-    agent._step("policy", loss + 0 * agent.log_alpha.sum())
+    descend(agent.opts["policy"], loss + 0 * agent.log_alpha.sum())
     assert all(torch.equal(a, b) for a, b in zip(critic, agent.critic.parameters(), strict=True))
 
 
@@ -173,11 +174,11 @@ def test_restored_agent_goes_on_exactly():
     first = CONFIG.build(O, A, [0, 1])
     data = batches([0, 1], 4)
     first.update(data[0])
-    saved = copy.deepcopy(first.save())
+    saved = copy.deepcopy(agents.save(first))
     for batch in data[1:]:
         first.update(batch)
     second = CONFIG.build(O, A, [0, 1])
-    second.restore(saved)
+    agents.restore(second, saved)
     for batch in data[1:]:
         second.update(batch)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
@@ -195,7 +196,7 @@ def test_actor_finds_the_best_gaussian_on_a_quadratic():
         mean, log_std = agent.actor(obs)
         u = mean + log_std.exp() * noise
         q = -((u - m) ** 2) / (2 * v) - alpha * torch.log(1 - u.tanh() ** 2)
-        agent._step("policy", sac.actor_loss(q.squeeze(-1)[:, None], log_pi, torch.tensor([alpha]))[0])
+        descend(agent.opts["policy"], sac.actor_loss(q.squeeze(-1)[:, None], log_pi, torch.tensor([alpha]))[0])
     mean, log_std = agent.actor(obs[:, :1])
     assert mean.item() == pytest.approx(m, abs=0.05)
     assert log_std.exp().item() == pytest.approx(math.sqrt(alpha * v), rel=0.1)

@@ -1,1 +1,30 @@
-"""One file an agent: its frozen settings, its losses (a function an equation), `act` and `update`."""
+"""One file an agent: its frozen settings, its losses (a function an equation), `act` and `update`.
+
+What the loop asks of an agent, a `torch.nn.Module`:
+
+`act(obs, streams=None)`  actions `[S, N, A]` for observations `[S, N, O]`; without streams the evaluation action
+`update(batch)`           one update from a `replay.Batch`; metrics as a dict of `[S]` tensors
+`opts`                    its optimisers by name
+`noise`                   the S generators that `update` draws from
+"""
+
+from __future__ import annotations
+
+from softpolicy import streams as rng
+
+
+def save(agent) -> dict:
+    """Everything that an agent's training continues from, as tensors and plain data."""
+    return {
+        "nets": agent.state_dict(),
+        "opts": {name: opt.state_dict() for name, opt in agent.opts.items()},
+        "noise": rng.save(agent.noise),
+    }
+
+
+def restore(agent, state: dict) -> None:
+    """Take back what `save` gave."""
+    agent.load_state_dict(state["nets"])
+    for name, opt in agent.opts.items():
+        opt.load_state_dict(state["opts"][name])
+    rng.restore(agent.noise, state["noise"])

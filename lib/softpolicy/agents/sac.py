@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from softpolicy import streams as rng
 from softpolicy.nets import Critic, GaussianActor
-from softpolicy.optim import adam, polyak
+from softpolicy.optim import adam, descend, polyak
 from softpolicy.replay import Batch
 from softpolicy.settings import require, setting
 
@@ -113,35 +113,12 @@ class SAC(nn.Module):
             q_next = self.target(batch.next_obs, next_action)
             target = soft_target(batch, q_next, next_log_pi, alpha, cfg.gamma)
         loss, info = critic_loss(self.critic(batch.obs, batch.action), target)
-        self._step("critic", loss)
+        descend(self.opts["critic"], loss)
 
         action, log_pi = self.actor.sample(batch.obs, rng.normal(self.noise, n, self.n_act))
         loss, actor_info = actor_loss(self.critic(batch.obs, action), log_pi, alpha)
         alpha_loss, alpha_info = temperature_loss(self.log_alpha, log_pi, cfg.target_entropy or -float(self.n_act))
-        self._step("policy", loss + alpha_loss)  # neither loss has a gradient for the other's parameters
+        descend(self.opts["policy"], loss + alpha_loss)  # neither loss has a gradient for the other's parameters
 
         polyak(*self.averages, cfg.tau)
         return info | actor_info | alpha_info
-
-    def _step(self, name: str, loss: Tensor) -> None:
-        """A step of one optimiser; gradients are computed for its parameters alone."""
-        opt = self.opts[name]
-        params = opt.param_groups[0]["params"]
-        for p, grad in zip(params, torch.autograd.grad(loss, params), strict=True):
-            p.grad = grad
-        opt.step()
-
-    def save(self) -> dict:
-        """Everything that training continues from, as tensors and plain data."""
-        return {
-            "nets": self.state_dict(),
-            "opts": {name: opt.state_dict() for name, opt in self.opts.items()},
-            "noise": rng.save(self.noise),
-        }
-
-    def restore(self, state: dict) -> None:
-        """Take back what `save` gave."""
-        self.load_state_dict(state["nets"])
-        for name, opt in self.opts.items():
-            opt.load_state_dict(state["opts"][name])
-        rng.restore(self.noise, state["noise"])

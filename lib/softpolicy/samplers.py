@@ -1,0 +1,146 @@
+"""Samplers of a density known up to its constant: pure functions of a score, batched over any leading axes.
+
+Chapter *Sampling by gradients*. A score is a callable that maps positions `[..., d]` to gradients `[..., d]`. The last
+axis is the space in which a chain moves; all others count independent chains. Randomness comes in as an iterable of
+standard normal tensors of the positions' shape, one a step: a tensor `[steps, ..., d]`, or `streams.normals(...)`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+Score = Callable[[Tensor], Tensor]
+
+
+def noise_levels(levels: int, sigma_max: float, sigma_min: float) -> list[float]:
+    """Geometric noise levels from sigma_max (level 0) to sigma_min; a single level is sigma_min.
+
+    arXiv 2602.07873, released code. ValueError unless levels >= 1 and 0 < sigma_min < sigma_max.
+    """
+    if levels < 1:
+        raise ValueError(f"the number of noise levels must be at least 1, got {levels}")
+    if not 0 < sigma_min < sigma_max:
+        raise ValueError(f"give 0 < sigma_min < sigma_max, got sigma_min {sigma_min} and sigma_max {sigma_max}")
+    if levels == 1:
+        return [sigma_min]
+    ratio = (sigma_min / sigma_max) ** (1 / (levels - 1))
+    return [sigma_max * ratio**level for level in range(levels)]
+
+
+def step_sizes(sigmas: list[float], step_lr: float) -> list[float]:
+    """`eps_l = step_lr (sigma_l / sigma_{L-1})^2`: steps that shrink with the noise; the last one is step_lr."""
+    if not step_lr > 0:
+        raise ValueError(f"the step size must be positive, got {step_lr}")
+    return [step_lr * (sigma / sigmas[-1]) ** 2 for sigma in sigmas]
+
+
+def annealed_langevin(
+    score: Callable[[Tensor, int], Tensor],
+    x: Tensor,
+    steps: list[float],
+    per_level: int,
+    noise: Iterable[Tensor],
+    *,
+    w: float = 1.0,
+    normalise: bool = False,
+    clip: float | None = None,
+    trajectory: bool = False,
+    check: bool = True,
+) -> Tensor:
+    """Langevin dynamics with the step sizes eps_l of L levels, `per_level` steps at each (arXiv 2602.07873, Def. 2).
+
+    `x <- x + (eps_l / 2) w score(x, l) + sqrt(eps_l) z`, from start `x` `[..., d]`; returns the end, or with
+    `trajectory` all positions `[1 + L per_level, ..., d]`.
+
+    w          factor of the score: with a score of Q it is an inverse temperature, the target being exp(w Q)
+    normalise  divide the score by its length first (per chain; plus 1e-8), as NC-LQL's released code does
+    clip       keep every coordinate within +-clip after each step
+    check      refuse a score of the wrong shape or not finite (reads the device back at each step)
+
+    ValueError for w, a step size or per_level that is not positive.
+    """
+    if not w > 0 or per_level < 1 or not min(steps) > 0:
+        raise ValueError(
+            f"w and step sizes must be positive and there must be a step, got w = {w}, smallest step {min(steps)},"
+            f" {per_level} steps a level"
+        )
+    path, noise = [x], iter(noise)
+    for level, eps in enumerate(steps):
+        for _ in range(per_level):
+            gradient = score(x, level)
+            if check:
+                _check(gradient, x)
+            if normalise:
+                gradient = gradient / (gradient.norm(dim=-1, keepdim=True) + 1e-8)
+            x = x + 0.5 * eps * w * gradient + math.sqrt(eps) * next(noise)
+            if clip is not None:
+                x = x.clamp(-clip, clip)
+            path = [*path, x] if trajectory else path
+    return torch.stack(path) if trajectory else x
+
+
+def langevin(score: Score, x: Tensor, step: float, n_steps: int, noise: Iterable[Tensor], **options) -> Tensor:
+    """Unadjusted Langevin dynamics, `x <- x + (step / 2) w score(x) + sqrt(step) z`, n_steps times.
+
+    Samples exp(w Q) for score = grad Q as step -> 0 and n_steps -> infinity (arXiv 2602.07873, Def. 1). Options and
+    errors are those of `annealed_langevin`.
+    """
+    return annealed_langevin(lambda x, _: score(x), x, [step], n_steps, noise, **options)
+
+
+def _check(gradient: Tensor, x: Tensor) -> None:
+    if gradient.shape != x.shape:
+        raise ValueError(f"the score has shape {tuple(gradient.shape)} at positions of shape {tuple(x.shape)}")
+    if not torch.isfinite(gradient).all():
+        bad = int((~torch.isfinite(gradient)).any(-1).sum())
+        raise ValueError(
+            f"the score is not finite for {bad} of {x[..., 0].numel()} chains; take smaller steps, or clip positions"
+        )
+
+
+def with_gradient(log_density: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+    """`log_density(x)` `[...]` and its gradient `[..., d]`, by automatic differentiation."""
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = log_density(x)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+    return value.detach(), gradient
+
+
+def log_acceptance(x: Tensor, at_x, y: Tensor, at_y, step: float) -> Tensor:
+    """Metropolis-Hastings' log ratio `[...]` of a Langevin move from x to y `[..., d]` (Roberts and Tweedie 1996).
+
+    `log p(y) + log q(x | y) - log p(x) - log q(y | x)` with `q(y | x) = N(y; x + (step / 2) grad log p(x), step I)`;
+    at_x and at_y are `with_gradient(log_density, .)` there.
+    """
+    there = (y - x - 0.5 * step * at_x[1]).square().sum(-1)
+    back = (x - y - 0.5 * step * at_y[1]).square().sum(-1)
+    return at_y[0] - at_x[0] + (there - back) / (2 * step)
+
+
+def mala(log_density, x: Tensor, step: float, n_steps: int, noise, uniforms, trajectory: bool = False):
+    """Metropolis-adjusted Langevin: a Langevin move, taken with probability min(1, exp(`log_acceptance`)).
+
+    Its stationary law is the density itself at every step size. `log_density` `[..., d] -> [...]` may be -inf outside
+    the support, but not at the start; `uniforms` is an iterable of numbers in [0, 1) of shape `[...]`. Returns the
+    positions (all of them with `trajectory`) and each chain's share of accepted moves `[...]`.
+    """
+    if not step > 0 or n_steps < 1:
+        raise ValueError(f"step size and number of steps must be positive, got {step} and {n_steps}")
+    here = with_gradient(log_density, x)
+    if not torch.isfinite(here[0]).all():
+        raise ValueError("the log-density is not finite at some starting points; start within the support")
+    path, taken = [x], torch.zeros_like(here[0])
+    for _, z, u in zip(range(n_steps), noise, uniforms, strict=False):
+        y = x + 0.5 * step * here[1] + math.sqrt(step) * z
+        there = with_gradient(log_density, y)
+        accept = u.log() < log_acceptance(x, here, y, there, step)  # false for NaN, so outside the support
+        x = torch.where(accept[..., None], y, x)
+        here = torch.where(accept, there[0], here[0]), torch.where(accept[..., None], there[1], here[1])
+        taken += accept
+        path = [*path, x] if trajectory else path
+    return torch.stack(path) if trajectory else x, taken / n_steps

@@ -1,0 +1,311 @@
+"""LQL and NC-LQL: their critic, their policy and their updates, against plain versions and closed forms."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from softpolicy import langevin_policy as lp
+from softpolicy import nets
+from softpolicy import streams as rng
+from softpolicy.agents import lql, nclql
+from softpolicy.replay import Batch
+
+O, A, B = 5, 2, 16
+METHODS = [lql.Config(width=32, batch=B), lql.Config(width=32, batch=B, levels=10, steps=2)]
+METHODS += [nclql.Config(width=32, batch=B)]
+
+
+def batches(seeds, n, dtype=torch.float32):
+    """n random batches `[S, B, ...]`; a seed's slice depends on the seed alone."""
+    g = rng.generators(seeds, "batches")
+    return [
+        Batch(*(x.to(dtype) for x in (rng.normal(g, B, O), 2 * rng.uniform(g, B, A) - 1, rng.normal(g, B),
+                                      rng.normal(g, B, O), rng.uniform(g, B) < 0.2)))
+        for _ in range(n)
+    ]  # fmt: skip
+
+
+def critic(seeds=(0,), levels=10, hidden=(16, 16, 16), dtype=torch.float64, n_obs=O, n_act=A, **kw):
+    return nets.LevelCritic(n_obs, n_act, hidden, rng.generators(seeds, "test"), levels, **kw).to(dtype)
+
+
+# --- the critic
+
+
+def test_mish_and_its_slope():
+    z = torch.cat((torch.linspace(-50, 50, 2001), torch.tensor([-1e4, 1e4]))).double().requires_grad_()
+    (slope,) = torch.autograd.grad(F.mish(z).sum(), z)
+    ours = nets.mish_and_slope(z.detach())
+    torch.testing.assert_close(ours[0], F.mish(z), atol=1e-14, rtol=1e-12)
+    torch.testing.assert_close(ours[1], slope, atol=1e-14, rtol=1e-12)
+    assert torch.autograd.gradcheck(nets.mish, torch.randn(7, dtype=torch.float64, requires_grad=True))
+
+
+def plain_value(c, s, e, obs, action, level):
+    """One critic of one seed by torch's own layers."""
+    x = [obs[s], action[s]]
+    if c.levels:
+        h = c.codes[level[s]]
+        first, second = c.embed.layers
+        h = F.mish(h @ first.weight[s, e] + first.bias[s, e]) @ second.weight[s, e] + second.bias[s, e]
+        x.append(F.mish(h) if c.variant == "flow-rl" else h)
+    x = torch.cat(x, -1)
+    for layer in c.body.layers[:-1]:
+        x = F.mish(x @ layer.weight[s, e] + layer.bias[s, e])
+    return (x @ c.body.layers[-1].weight[s, e] + c.body.layers[-1].bias[s, e]).squeeze(-1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    s=st.integers(1, 3), b=st.integers(1, 4), n_obs=st.integers(1, 6), n_act=st.integers(1, 5), data=st.data(),
+    levels=st.integers(0, 10), width=st.integers(1, 9), depth=st.integers(1, 3),
+)  # fmt: skip
+def test_value_and_action_gradient_agree_with_autograd_sample_by_sample(s, b, n_obs, n_act, data, levels, width, depth):
+    variant = data.draw(st.sampled_from(["authors", "flow-rl"]))
+    c = critic(range(s), levels, (width,) * depth, n_obs=n_obs, n_act=n_act, variant=variant)
+    obs, action = torch.randn(s, b, n_obs).double(), torch.randn(s, b, n_act).double()
+    gradient = c.action_gradient(obs)
+    for level in data.draw(st.lists(st.integers(0, max(levels - 1, 0)), min_size=1, max_size=3)):
+        number = torch.full((s, b), level)
+        q = c(obs, action, number)
+        torch.testing.assert_close(q, c(obs, action, level))
+        fast = gradient(action, level)
+        for i in range(s):
+            for j in range(b):
+                a = action[i, j].clone().requires_grad_()
+                moved = action.clone()
+                moved[i, j] = a
+                values = torch.stack([plain_value(c, i, e, obs, moved, number)[j] for e in range(2)])
+                torch.testing.assert_close(values, q[i, :, j])
+                (slow,) = torch.autograd.grad(values.sum(), a)
+                assert (fast[i, j] - slow).abs().max() < 1e-10
+    assert all(p.grad is None for p in c.parameters())
+
+
+def test_level_embedding_has_the_authors_numbers():
+    e = nets.level_embedding(10)
+    assert torch.equal(e[0], torch.tensor([0.0] * 8 + [0.25] * 8))
+    torch.testing.assert_close(e[1, :3], torch.tensor([0.21037, 0.07775, 0.02496]), atol=6e-6, rtol=0)
+    torch.testing.assert_close(e[1, 8:10], torch.tensor([0.13508, 0.23760]), atol=6e-6, rtol=0)
+    torch.testing.assert_close(e.norm(dim=1), torch.full((10,), math.sqrt(0.5)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(nets.level_embedding(10, "flow-rl").norm(dim=1), torch.full((10,), math.sqrt(8)))
+
+
+@pytest.mark.parametrize(
+    ("n_obs", "n_act", "expected"),
+    [(17, 6, 143_153), (105, 8, 0), (11, 3, 140_849), (376, 17, 237_873), (8, 2, 139_825), (27, 8, 146_225)],
+)
+def test_parameter_counts_of_one_critic(n_obs, n_act, expected):
+    """HalfCheetah and Walker2d, Hopper, Humanoid-v4, Swimmer, Ant-v4; v5's Ant follows from the first layer."""
+    expected = expected or 143_153 + 256 * (105 + 8 - 17 - 6)
+    c = nets.LevelCritic(n_obs, n_act, (256,) * 3, rng.generators([0], "init"), levels=10)
+    assert sum(p.numel() for p in c.parameters()) == 2 * expected
+    plain = nets.LevelCritic(17, 6, (256,) * 3, rng.generators([0], "init"))
+    assert sum(p.numel() for p in plain.parameters()) == 2 * 137_985
+
+
+def test_initialisation_is_a_normal_cut_at_two_scales():
+    c = nets.LevelCritic(17, 6, (256,) * 3, rng.generators([0], "init"), levels=10)
+    for layer in [*c.embed.layers, *c.body.layers]:
+        assert layer.weight.abs().max() <= 2 / math.sqrt(layer.weight.shape[2])
+        assert (layer.bias == 0).all()
+    assert c.body.layers[1].weight.std().item() == pytest.approx(0.0550, rel=0.01)
+
+
+# --- the policy
+
+
+def bowl_policy(**kw):
+    return nclql.Config(**kw).build(1, 1, [0]).training
+
+
+class Landscape:
+    """Stands in for a critic: sum over two members of a given gradient."""
+
+    members = 2
+
+    def __init__(self, gradient):
+        self.gradient = gradient
+
+    def action_gradient(self, obs):
+        return lambda x, level: 2 * self.gradient(x)
+
+
+def run(policy, gradient, n, d, seed=0):
+    start, noise = policy.draw(rng.generators([seed], "chain"), n, d)
+    return policy.sample(Landscape(gradient), torch.zeros(1, n, 1), start, noise)
+
+
+def test_after_level_0_every_chain_of_a_linear_critic_is_in_the_corner():
+    slope = torch.tensor([1.0, -0.5, 0.2])
+    policy = bowl_policy()
+    first = lp.LangevinPolicy(policy.steps[:1], 2, policy.w, True, "sum")
+    assert (run(first, lambda x: slope.expand_as(x), 20_000, 3) == slope.sign()).all()
+
+
+@pytest.mark.parametrize(("d", "expected"), [(1, 0.017), (2, 0.019), (6, 0.028), (8, 0.033), (17, 0.057)])
+def test_jitter_around_the_maximum_of_a_bowl(d, expected):
+    x = run(bowl_policy(), lambda x: 0.3 - x, 20_000, d)
+    assert (x - 0.3).norm(dim=-1).mean().item() == pytest.approx(expected, rel=0.05)
+
+
+def sampled(policy, c, n=50):
+    obs = torch.randn(1, n, O, generator=torch.Generator().manual_seed(0)).double()
+    start, noise = policy.draw(rng.generators([0], "chain"), n, A)
+    return policy.sample(c, obs, start.double(), noise.double())
+
+
+def test_sum_and_mean_of_gradients_differ_by_two_in_w_and_not_at_all_when_normalised():
+    c, policy = critic(), bowl_policy()
+    make = lambda **kw: lp.LangevinPolicy(**(vars(policy) | kw))  # noqa: E731
+    torch.testing.assert_close(sampled(make(reduction="mean"), c), sampled(policy, c), atol=1e-4, rtol=0)
+    raw = sampled(make(normalise=False, w=3.0), c)
+    torch.testing.assert_close(sampled(make(normalise=False, w=6.0, reduction="mean"), c), raw, atol=1e-6, rtol=0)
+
+
+def test_permuting_states_and_noise_permutes_actions_and_stays_in_the_box():
+    c, policy, order = critic((0, 1)), bowl_policy(), torch.randperm(30)
+    obs = torch.randn(2, 30, O).double()
+    start, noise = (x.double() for x in policy.draw(rng.generators([0, 1], "chain"), 30, A))
+    a = policy.sample(c, obs, start, noise)
+    b = policy.sample(c, obs[:, order], start[:, order], noise[:, :, order])
+    torch.testing.assert_close(a[:, order], b)
+    assert a.abs().max() <= 1 and all(p.grad is None for p in c.parameters()) and not a.requires_grad
+
+
+def test_twenty_gradients_an_action():
+    for config in METHODS:
+        agent, calls = config.build(O, A, [0]), []
+        gradient = agent.critic.action_gradient
+        agent.critic.action_gradient = lambda obs, g=gradient, c=calls: (
+            lambda f: lambda x, k: (c.append(k), f(x, k))[1]
+        )(g(obs))
+        agent.act(torch.randn(1, 3, O), rng.generators([0], "act"))
+        assert len(calls) == 20
+
+
+def test_of_several_chains_the_best_by_the_smaller_critic_is_taken():
+    c = critic((0, 1), dtype=torch.float32)
+    policy = bowl_policy(chains=7)
+    obs = torch.randn(2, 4, O)
+    start, noise = policy.draw(rng.generators([0, 1], "chain"), 4, A)
+    best = policy.sample(c, obs, start, noise)
+    single = lp.LangevinPolicy(**(vars(policy) | {"chains": 1}))
+    each = torch.stack([single.sample(c, obs, start[:, :, [k]], noise[..., [k], :]) for k in range(7)])  # [K, S, B, A]
+    q = torch.stack([c(obs, a, 9).amin(1) for a in each])
+    torch.testing.assert_close(c(obs, best, 9).amin(1), q.amax(0))
+
+
+@pytest.mark.parametrize("config", METHODS)
+def test_evaluation_noise_is_a_function_of_the_observation(config):
+    agent = config.build(O, A, [0, 1])
+    obs = torch.randn(2, 3, O)
+    first = agent.act(obs)
+    assert torch.equal(first, agent.act(obs))
+    policy = agent.policy if config.name == "lql" else agent.evaluation
+    for many, one in zip(policy.draw_from(obs, A), policy.draw_from(obs[:1, 1:2], A), strict=True):
+        assert torch.equal(many[..., :1, 1:2, :, :], one)  # whatever stands beside it
+    before = policy.draw_from(obs, A)[0]
+    obs[0, 0, 0] += 1e-6
+    changed = (policy.draw_from(obs, A)[0] != before).flatten(2).any(-1)
+    assert changed.flatten().tolist() == [True] + [False] * 5
+
+
+@pytest.mark.parametrize("config", METHODS)
+def test_fresh_evaluation_noise_differs_from_call_to_call(config):
+    agent = type(config)(width=32, batch=B, evaluation="fresh").build(O, A, [0])
+    obs = torch.randn(1, 3, O)
+    assert not torch.equal(agent.act(obs), agent.act(obs))
+
+
+# --- the updates
+
+
+class PlainAgent:
+    """One seed of LQL or NC-LQL as the algorithm is written down, with autograd and torch's Adam."""
+
+    def __init__(self, agent, s):
+        self.c, self.cfg, self.s = agent.critic, agent.config, s
+        pick = lambda net: [p[s].detach().clone() for p in net.parameters()]  # noqa: E731
+        self.params, self.target = [p.requires_grad_() for p in pick(agent.critic)], pick(agent.target)
+        self.opt = torch.optim.Adam(self.params, lr=self.cfg.lr)
+        self.policy = agent.policy if self.cfg.name == "lql" else agent.training
+        self.levels = self.cfg.levels if self.cfg.name == "nclql" else 0
+
+    def q(self, params, obs, action, level):
+        params, x = iter(params), torch.cat((obs, action), -1)
+        x = x.expand(2, *x.shape)
+        if self.levels:
+            h = self.c.codes[level].expand(2, len(obs), 16)
+            h = F.mish(h @ next(params) + next(params)) @ next(params) + next(params)
+            x = torch.cat((x, h), -1)
+        for _ in range(3):
+            x = F.mish(x @ next(params) + next(params))
+        return (x @ next(params) + next(params)).squeeze(-1)  # [2, B]
+
+    def sample(self, obs, start, noise):
+        x, z = start[:, 0], iter(noise[:, :, 0])
+        for level, eps in enumerate(self.policy.steps):
+            for _ in range(self.policy.per_level):
+                x = x.detach().requires_grad_()
+                (g,) = torch.autograd.grad(self.q(self.params, obs, x, level).sum(), x)
+                g = g / (g.norm(dim=-1, keepdim=True) + 1e-8)
+                x = (x + 0.5 * eps * self.cfg.w * g + math.sqrt(eps) * next(z)).clamp(-1, 1)
+        return x.detach()
+
+    def fit(self, q, target):
+        self.opt.zero_grad()
+        sum(F.mse_loss(one, target) for one in q).backward()
+        self.opt.step()
+
+    def update(self, batch, noise, level, z):
+        obs, action, reward, next_obs, terminated = (x[self.s] for x in batch)
+        next_action, last = self.sample(next_obs, *noise), self.cfg.levels - 1
+        q_next = self.q(self.target, next_obs, next_action, last).detach()
+        y = 0.2 * reward + 0.99 * (1 - terminated) * torch.minimum(*q_next)
+        clean = self.q(self.params, obs, action, last).mean(0).detach()
+        self.fit(self.q(self.params, obs, action, last), y)
+        if self.levels:
+            sigma = torch.exp(torch.linspace(math.log(0.1), math.log(0.001), 10, dtype=torch.float64))[level]
+            self.fit(self.q(self.params, obs, action + sigma[:, None] * z, level), clean)
+        for t, p in zip(self.target, self.params, strict=True):
+            t.mul_(0.995).add_(0.005 * p.detach())
+
+
+@pytest.mark.parametrize("config", METHODS)
+def test_update_is_the_algorithm_as_written_seed_by_seed(config):
+    agent = config.build(O, A, [1, 3]).double()
+    plain, data = [PlainAgent(agent, s) for s in range(2)], batches([1, 3], 4, torch.float64)
+    noise = copy.deepcopy(rng.save(agent.noise))
+    twin = rng.generators([1, 3], "update")
+    rng.restore(twin, noise)
+    for batch in data:
+        agent.update(batch)
+        start, z = (agent.policy if config.name == "lql" else agent.training).draw(twin, B, A)
+        level = smooth = [None, None]
+        if config.name == "nclql":
+            level, smooth = (rng.uniform(twin, B) * 9).long(), rng.normal(twin, B, A)
+        for s, p in enumerate(plain):
+            p.update(batch, (start[s].double(), z[:, s].double()), level[s], smooth[s])
+    for s, p in enumerate(plain):
+        for net, mine in ((agent.critic, p.params), (agent.target, p.target)):
+            for a, b in zip(mine, net.parameters(), strict=True):
+                torch.testing.assert_close(a, b[s], atol=1e-6, rtol=1e-5)
+    steps = {int(state["step"]) for state in agent.opts["critic"].state.values()}
+    assert steps == {4 * (2 if config.name == "nclql" else 1)}
+
+
+@pytest.mark.parametrize("config", METHODS)
+def test_a_seed_learns_the_same_alone_and_among_others(config):
+    alone, among = config.build(O, A, [3]).double(), config.build(O, A, [1, 3, 5]).double()
+    for a, b in zip(batches([3], 3, torch.float64), batches([1, 3, 5], 3, torch.float64), strict=True):
+        info_a, info_b = alone.update(a), among.update(b)
+    for x, y in zip(alone.parameters(), among.parameters(), strict=True):
+        torch.testing.assert_close(x[0], y[1], atol=1e-6, rtol=1e-5)
+    for name in info_a:
+        torch.testing.assert_close(info_a[name][0], info_b[name][1], atol=1e-4, rtol=1e-4)
