@@ -16,7 +16,7 @@ from softpolicy.agents import lql, nclql
 from softpolicy.replay import Batch
 
 O, A, B = 5, 2, 16
-METHODS = [lql.Config(width=32, batch=B), lql.Config(width=32, batch=B, levels=10, steps=2)]
+METHODS = [lql.Config(width=32, batch=B), lql.Config(width=32, batch=B, levels=10, langevin_steps=2)]
 METHODS += [nclql.Config(width=32, batch=B)]
 
 

@@ -35,7 +35,7 @@ class Config:
     capacity: int = setting(1_000_000, "transitions kept for each seed; as NC-LQL")
     reward_scale: float = setting(0.2, "factor of the reward in the target; as NC-LQL")
     w: float = setting(500.0, "inverse temperature (a drift-to-noise ratio with unit gradients); as NC-LQL")
-    steps: int = setting(20, "Langevin steps at each level of the schedule; ours: as many gradients as NC-LQL")
+    langevin_steps: int = setting(20, "Langevin steps at each level of the schedule; ours: as many gradients as NC-LQL")
     step_lr: float = setting(1e-4, "step size, the last one if there are levels; as NC-LQL")
     levels: int = setting(1, "levels of an annealed schedule on the same critic; 1: constant steps (LQL); ours")
     sigma_max: float = setting(0.1, "with levels: step sizes go down as (sigma / sigma_min)^2 from here; as NC-LQL")
@@ -48,7 +48,7 @@ class Config:
 
     def __post_init__(self):
         require(self, width=(1, math.inf), batch=(1, math.inf), capacity=(1, math.inf), gamma=(0, 1), tau=(0, 1))
-        require(self, lr=(0, 1), w=(1e-12, 1e12), steps=(1, math.inf), reward_scale=(1e-12, 1e12))
+        require(self, lr=(0, 1), w=(1e-12, 1e12), langevin_steps=(1, math.inf), reward_scale=(1e-12, 1e12))
         one_of(self, reduction=("sum", "mean"), evaluation=("repeatable", "fresh"))
         step_sizes(noise_levels(self.levels, self.sigma_max, self.sigma_min), self.step_lr)
 
@@ -64,7 +64,7 @@ class LQL(nn.Module):
         super().__init__()
         self.config, self.n_act = config, n_act
         steps = step_sizes(noise_levels(config.levels, config.sigma_max, config.sigma_min), config.step_lr)
-        self.policy = lp.LangevinPolicy(steps, config.steps, config.w, config.normalise, config.reduction)
+        self.policy = lp.LangevinPolicy(steps, config.langevin_steps, config.w, config.normalise, config.reduction)
         self.critic = LevelCritic(n_obs, n_act, (config.width,) * 3, rng.generators(seeds, "init"))
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.to(device)

@@ -36,7 +36,7 @@ class Config:
     reward_scale: float = setting(0.2, "factor of the reward in the target; code")
     w: float = setting(500.0, "inverse temperature (a drift-to-noise ratio with unit gradients); code")
     levels: int = setting(10, "noise levels L; paper, code")
-    steps: int = setting(2, "Langevin steps at each level; code")
+    langevin_steps: int = setting(2, "Langevin steps at each level; code")
     step_lr: float = setting(1e-4, "step size at the last level; code")
     sigma_max: float = setting(0.1, "noise of level 0; code")
     sigma_min: float = setting(0.001, "noise of level L-1; code")
@@ -51,7 +51,14 @@ class Config:
 
     def __post_init__(self):
         require(self, width=(1, math.inf), batch=(1, math.inf), capacity=(1, math.inf), gamma=(0, 1), tau=(0, 1))
-        require(self, lr=(0, 1), w=(1e-12, 1e12), steps=(1, math.inf), reward_scale=(1e-12, 1e12), chains=(1, math.inf))
+        require(
+            self,
+            lr=(0, 1),
+            w=(1e-12, 1e12),
+            langevin_steps=(1, math.inf),
+            reward_scale=(1e-12, 1e12),
+            chains=(1, math.inf),
+        )
         one_of(self, reduction=("sum", "mean"), evaluation=("repeatable", "fresh"), chains_in=("all", "evaluation"))
         one_of(self, optimiser_steps=("two", "joint"), smoothing_target=("before", "after", "target"))
         one_of(self, network=("authors", "flow-rl"))
@@ -73,7 +80,7 @@ class NCLQL(nn.Module):
         sigmas = noise_levels(config.levels, config.sigma_max, config.sigma_min)
         self.evaluation = lp.LangevinPolicy(
             step_sizes(sigmas, config.step_lr),
-            config.steps,
+            config.langevin_steps,
             config.w,
             config.normalise,
             config.reduction,
