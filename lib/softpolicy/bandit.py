@@ -89,8 +89,49 @@ def mode_masses(p: Tensor) -> Tensor:
     return torch.stack([integral(p * (where == k)) for k in range(len(CENTRES) + 1)], -1)
 
 
-def effective_modes(p: Tensor) -> Tensor:
-    """`exp` of the entropy of the shares of the eight bumps: 8 if all weigh the same, 1 for one alone."""
-    share = mode_masses(p)[..., :-1]
+def sample_masses(a: Tensor) -> Tensor:
+    """Share of actions in each bump's disc, elsewhere last: `[..., N, 2] -> [..., 9]`; see `mode_masses`."""
+    return (mode_of(a)[..., None] == torch.arange(len(CENTRES) + 1)).double().mean(-2)
+
+
+def effective_modes(masses: Tensor) -> Tensor:
+    """`exp` of the entropy of the shares of the eight bumps, `[..., 9] -> [...]`: 8 if all weigh the same, 1 for one
+    alone. `masses` are those of `mode_masses` or `sample_masses`."""
+    share = masses[..., :-1]
     share = share / share.sum(-1, keepdim=True)
     return torch.exp(-torch.xlogy(share, share).sum(-1))
+
+
+def describe(a: Tensor, w: float) -> dict[str, Tensor]:
+    """What actions `[..., N, 2]` are worth, each `[...]`, beside the soft policy exp(w R) / Z.
+
+    Mean and standard deviation of the reward, `near`: share within two widths of a centre, `modes`: effective number
+    of bumps, `edge`: share with a coordinate at the edge of the box (beyond 0.999), `tv`: total variation between the
+    nine masses of the actions and of the soft policy.
+    """
+    r, masses = reward(a), sample_masses(a)
+    exact = mode_masses(boltzmann(reward(grid(400)), 1 / w))
+    return {
+        "mean": r.mean(-1),
+        "std": r.std(-1),
+        "near": 1 - masses[..., -1],
+        "modes": effective_modes(masses),
+        "edge": (a.abs() > 0.999).any(-1).double().mean(-1),
+        "tv": 0.5 * (masses - exact).abs().sum(-1),
+    }
+
+
+def smoothed(a: Tensor, sigma: float) -> Tensor:
+    """`E[R(a') | a]` for a' uniform in the box and `a = a' + sigma z` seen: `[..., 2] -> [...]`, a in the box.
+
+    What a noise-conditioned critic learns at noise sigma from uniform actions: a bump stays Gaussian, wider
+    (variance WIDTH^2 + sigma^2), and the box enters through normal distribution functions.
+    """
+    v = WIDTH**2 + sigma**2
+    spread = WIDTH * sigma / math.sqrt(v)  # of a' given a and the bump
+    x, centre = a.unsqueeze(-2), CENTRES.to(a)  # [..., 1, 2], [K, 2]
+    m = (WIDTH**2 * x + sigma**2 * centre) / v
+    inside = torch.special.ndtr((1 - m) / spread) - torch.special.ndtr((-1 - m) / spread)
+    seen = torch.special.ndtr((1 - x) / sigma) - torch.special.ndtr((-1 - x) / sigma)
+    bump = torch.exp(-(x - centre).square() / (2 * v)) * (spread / sigma) * inside / seen  # [..., K, 2]
+    return (HEIGHTS.to(a) * bump.prod(-1)).sum(-1)

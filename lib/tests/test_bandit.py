@@ -76,7 +76,7 @@ def test_boltzmann_against_a_finer_quadrature(r, w, mean, modes, near):
     p = bandit.boltzmann(r, 1 / w)
     assert bandit.integral(p).item() == pytest.approx(1)
     assert bandit.integral(p * r).item() == pytest.approx(mean, abs=2e-3)
-    assert bandit.effective_modes(p).item() == pytest.approx(modes, abs=2e-2)
+    assert bandit.effective_modes(bandit.mode_masses(p)).item() == pytest.approx(modes, abs=2e-2)
     assert 1 - bandit.mode_masses(p)[-1].item() == pytest.approx(near, abs=5e-3)
 
 
@@ -110,4 +110,38 @@ def test_modes():
     assert masses.sum().item() == pytest.approx(1)
     disc = math.pi * (2 * bandit.WIDTH) ** 2
     assert masses[0].item() == pytest.approx(disc / 4, rel=1e-2)
-    assert bandit.effective_modes(uniform).item() == pytest.approx(8, rel=1e-3)
+    assert bandit.effective_modes(bandit.mode_masses(uniform)).item() == pytest.approx(8, rel=1e-3)
+
+
+def test_samples_are_described_like_the_density_they_come_from(r):
+    """400,000 draws from the grid's cells: every figure within four standard errors of the density's own."""
+    w, n = 10.0, 400_000
+    p = bandit.boltzmann(r, 1 / w)
+    cell = torch.multinomial((p / p.sum()).flatten(), n, True, generator=torch.Generator().manual_seed(0))
+    found = bandit.describe(bandit.grid(200).flatten(0, 1)[cell].expand(2, -1, -1), w)
+    std = math.sqrt((bandit.integral(p * r * r) - bandit.integral(p * r) ** 2).item())
+    assert found["mean"][0].item() == pytest.approx(bandit.integral(p * r).item(), abs=4 * std / math.sqrt(n))
+    assert found["std"][1].item() == pytest.approx(std, rel=0.01)
+    assert found["modes"][0].item() == pytest.approx(bandit.effective_modes(bandit.mode_masses(p)).item(), abs=0.02)
+    assert found["near"][0].item() == pytest.approx(1 - bandit.mode_masses(p)[-1].item(), abs=1e-3)
+    assert found["tv"][0].item() < 5e-3 and found["edge"][0].item() == 0
+
+
+def test_edge_and_total_variation_of_actions_in_one_corner():
+    found = bandit.describe(torch.ones(10, 2), 1.0)
+    exact = bandit.mode_masses(bandit.boltzmann(bandit.reward(bandit.grid(400)), 1.0))
+    assert found["edge"].item() == 1 and found["tv"].item() == pytest.approx(1 - exact[-1].item())
+
+
+@pytest.mark.parametrize("sigma", [0.03, 0.1, 0.5])
+def test_smoothed_reward_is_the_posterior_mean(r, sigma):
+    """Against quadrature over the clean action, at points in the middle, at an edge and in a corner."""
+    clean = bandit.grid(200)
+    for a in torch.tensor([[0.0, 0.0], [0.7, 0.1], [1.0, -0.3], [-1.0, 1.0]], dtype=torch.float64):
+        weight = torch.exp(-(clean - a).square().sum(-1) / (2 * sigma**2))
+        by_hand = (weight * r).sum() / weight.sum()
+        assert bandit.smoothed(a, sigma).item() == pytest.approx(by_hand.item(), abs=2e-3)
+
+
+def test_smoothing_vanishes_with_the_noise(r):
+    torch.testing.assert_close(bandit.smoothed(bandit.grid(200), 1e-3), r, atol=2e-4, rtol=0)

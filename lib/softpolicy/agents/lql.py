@@ -89,9 +89,13 @@ class LQL(nn.Module):
         with torch.no_grad():
             next_action = self.act(batch.next_obs, self.noise)
             target = lp.td_target(batch, self.target(batch.next_obs, next_action), cfg.gamma, cfg.reward_scale)
+        info = self.fit(batch, target)
+        polyak(*self.averages, cfg.tau)
+        return info | {"saturated": lp.saturated(next_action)}
+
+    def fit(self, batch: Batch, target: Tensor) -> dict[str, Tensor]:
+        """The regression of an update: an Adam step of the critics towards `target` `[S, B]`."""
         q = self.critic(batch.obs, batch.action)
         loss = lp.regression(q, target)
         descend(self.opts["critic"], loss.sum())
-        polyak(*self.averages, cfg.tau)
-        info = {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}
-        return info | {"saturated": lp.saturated(next_action)}
+        return {"critic_loss": loss.detach(), "q": q.detach().mean((1, 2))}

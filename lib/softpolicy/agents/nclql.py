@@ -112,32 +112,39 @@ class NCLQL(nn.Module):
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """A temporal-difference step at the finest level, then a smoothing step at the others; `[S]` metrics.
 
-        With a single level there is nothing to smooth.
+        The next action is sampled with the online critics and valued by the targets.
         """
         cfg = self.config
         with torch.no_grad():
             next_action = self.act(batch.next_obs, self.noise)
             q_next = self.target(batch.next_obs, next_action, self.finest)
             target = lp.td_target(batch, q_next, cfg.gamma, cfg.reward_scale)
+        info = self.fit(batch, target)
+        polyak(*self.averages, cfg.tau)
+        return info | {"saturated": lp.saturated(next_action)}
+
+    def fit(self, batch: Batch, target: Tensor) -> dict[str, Tensor]:
+        """The two regressions of an update: the finest level to `target` `[S, B]`, the others to the finest.
+
+        With a single level there is nothing to smooth.
+        """
+        cfg, opt = self.config, self.opts["critic"]
         q = self.critic(batch.obs, batch.action, self.finest)
-        td_loss = lp.regression(q, target)
-        info = {"critic_loss": td_loss.detach(), "q": q.detach().mean((1, 2)), "saturated": lp.saturated(next_action)}
+        td_loss, clean = lp.regression(q, target), self.clean_value(batch, q)
+        info = {"critic_loss": td_loss.detach(), "q": q.detach().mean((1, 2))}
         if cfg.levels == 1:
-            descend(self.opts["critic"], td_loss.sum())
-        elif cfg.optimiser_steps == "joint":
-            loss = self.smoothing_loss(batch, self.clean_value(batch, q))
-            descend(self.opts["critic"], (td_loss + loss).sum())
-            info["smoothing_loss"] = loss.detach()
+            descend(opt, td_loss.sum())
+            return info
+        if cfg.optimiser_steps == "joint":
+            smoothing = self.smoothing_loss(batch, clean)
+            descend(opt, (td_loss + smoothing).sum())
         else:
-            clean = self.clean_value(batch, q)
-            descend(self.opts["critic"], td_loss.sum())
+            descend(opt, td_loss.sum())
             if cfg.smoothing_target == "after":
                 clean = self.clean_value(batch, self.critic(batch.obs, batch.action, self.finest))
-            loss = self.smoothing_loss(batch, clean)
-            descend(self.opts["critic"], loss.sum())  # the same optimiser: its moments see both losses in turn
-            info["smoothing_loss"] = loss.detach()
-        polyak(*self.averages, cfg.tau)
-        return info
+            smoothing = self.smoothing_loss(batch, clean)
+            descend(opt, smoothing.sum())  # the same optimiser: its moments see both losses in turn
+        return info | {"smoothing_loss": smoothing.detach()}
 
     def clean_value(self, batch: Batch, q: Tensor) -> Tensor:
         """What the coarse levels are fitted to, `[S, B]`, a constant: the mean of the critics' `q` `[S, E, B]` at the
