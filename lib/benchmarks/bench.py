@@ -17,12 +17,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from plain_nclql import PlainNCLQL
 from plain_sac import PlainSAC
 
 from softpolicy import device as devices
 from softpolicy import envs, runs
 from softpolicy import streams as rng
-from softpolicy.agents import sac
+from softpolicy.agents import lql, nclql, sac
 from softpolicy.replay import Replay
 from softpolicy.train import Loop
 
@@ -30,6 +31,8 @@ TASKS = ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5", 
 SIZES = {"paper": (256, 256), "small": (128, 128), "tiny": (64, 64)}  # width, batch
 N_OBS, N_ACT = 17, 6  # HalfCheetah
 SEEDS = [0, 1, 2, 3, 4]
+AGENTS = {"sac": sac, "lql": lql, "nclql": nclql}
+PLAIN = {"sac": PlainSAC, "nclql": PlainNCLQL}  # single-seed yardsticks in plain PyTorch
 
 
 def clock(device: str) -> float:
@@ -71,28 +74,34 @@ def filled_replay(n_seeds: int, device: str) -> Replay:
 class Rig:
     """An agent of the library with a replay, as `device.captured` wants to see it; calling it is one update."""
 
-    def __init__(self, seeds, size: str, device: str, eager: bool = False):
+    def __init__(self, agent: str, seeds, size: str, device: str, eager: bool = False):
         width, batch = SIZES[size]
-        self.device, self.agent = device, sac.Config(width=width, batch=batch).build(N_OBS, N_ACT, seeds, device)
+        config = AGENTS[agent].Config(width=width, batch=batch)
+        self.device, self.agent = device, config.build(N_OBS, N_ACT, seeds, device)
         self.streams = {"sample": rng.generators(seeds, "sample", device=device)}
         replay = filled_replay(len(seeds), device)
         update = lambda: self.agent.update(replay.sample(batch, self.streams["sample"]))  # noqa: E731
         self.update = update if eager else devices.captured(update, self)
+        self.obs = torch.randn(len(seeds), 1, N_OBS, device=device)
 
     def __call__(self):
         self.update()
 
+    def act(self):
+        """One exploring action a seed."""
+        self.agent.act(self.obs, self.streams["sample"])
 
-def plain(size: str, device: str) -> Callable:
-    """One update of the yardstick, its replay sampled the plain way."""
+
+def plain(agent: str, size: str, device: str) -> Callable:
+    """One update of a yardstick, its replay sampled the plain way."""
     width, batch = SIZES[size]
-    agent, rows = PlainSAC(N_OBS, N_ACT, width, device=device), filled_replay(1, device).rows[0]
+    model, rows = PLAIN[agent](N_OBS, N_ACT, width, device=device), filled_replay(1, device).rows[0]
     parts = [rows[:, a:b].contiguous() for a, b in ((0, 17), (17, 23), (23, 24), (24, 41), (41, 42))]
 
     def update():
         i = torch.randint(len(rows), (batch,), device=device)
         obs, action, reward, next_obs, terminated = (p[i] for p in parts)
-        agent.update(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
+        model.update(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
 
     return update
 
@@ -122,13 +131,18 @@ def environments(rounds: int) -> list[dict]:
 
 
 def updates(device: str, rounds: int) -> list[dict]:
-    """Updates a second of each agent and of the yardstick, S = 1 and 5 (one update serves all S seeds)."""
+    """Updates and actions a second of each agent and of the yardsticks, S = 1 and 5 (one update serves all S seeds)."""
     table = []
     for size in SIZES:
-        rigs = [plain(size, device), Rig([0], size, device), Rig(SEEDS, size, device)]
-        names = [("plain PyTorch SAC", 1), ("sac", 1), ("sac", 5)]
-        for (name, n), seconds in zip(names, in_turns(rigs, device, rounds), strict=True):
-            table.append({"what": f"update, {size}", "name": name, "seeds": n, "per_second": 1 / seconds})
+        for agent in AGENTS:
+            one, five = Rig(agent, [0], size, device), Rig(agent, SEEDS, size, device)
+            timed = [("update", agent, 1, one), ("update", agent, 5, five)]
+            timed += [("action", agent, 1, one.act), ("action", agent, 5, five.act)]
+            if agent in PLAIN:
+                timed.insert(0, ("update", f"plain PyTorch {agent}", 1, plain(agent, size, device)))
+            seconds = in_turns([f for *_, f in timed], device, rounds)
+            for (what, name, n, _), t in zip(timed, seconds, strict=True):
+                table.append({"what": f"{what}, {size}", "name": name, "seeds": n, "per_second": 1 / t})
     return table
 
 
@@ -162,47 +176,48 @@ def matmul_rate(device: str, rounds: int) -> float:
     return 2 * 1024**3 / seconds
 
 
-def flop(size: str) -> float:
-    """Floating-point operations in the matrix products of one SAC update of one seed."""
+def net(n_in: int, hidden: int, width: int, n_out: int) -> int:
+    """Multiplications of one network for one sample."""
+    return n_in * width + (hidden - 1) * width * width + width * n_out
+
+
+def flop(agent: str, size: str) -> float:
+    """Floating-point operations in the matrix products of one update of one seed."""
     width, batch = SIZES[size]
-    net = lambda n_in, n_out: n_in * width + width * width + width * n_out  # noqa: E731
-    actor, critic, first = net(N_OBS, 2 * N_ACT), net(N_OBS + N_ACT, 1), (N_OBS + N_ACT) * width
-    target = actor + 2 * critic
-    critic_step = 2 * (3 * critic - first)  # forward, weights, inputs of all layers but the first
-    actor_step = 3 * actor - N_OBS * width + 2 * 2 * critic  # the critics pass gradients on but learn nothing
-    return 2 * batch * (target + critic_step + actor_step)
+    if agent == "sac":
+        first = (N_OBS + N_ACT) * width
+        actor, critic = net(N_OBS, 2, width, 2 * N_ACT), net(N_OBS + N_ACT, 2, width, 1)
+        critic_step = 2 * (3 * critic - first)  # forward, weights, inputs of all layers but the first
+        actor_step = 3 * actor - N_OBS * width + 2 * 2 * critic  # the critics pass gradients on but learn nothing
+        return 2 * batch * (actor + 2 * critic + critic_step + actor_step)
+    n_in = N_OBS + N_ACT + (16 if agent == "nclql" else 0)
+    critic, steps = net(n_in, 3, width, 1), 2 if agent == "nclql" else 1
+    chain = 20 * 2 * (2 * net(N_ACT, 3, width, 0))  # gradients of two critics; the state's part is computed once
+    return 2 * batch * (chain + 2 * critic + steps * 2 * (3 * critic - n_in * width))
 
 
 PAIRS = {
-    "plain/batched": ("plain single-seed SAC, S times", "library, S seeds at once"),
+    "plain/batched": ("plain PyTorch, one seed, S times", "library, S seeds at once"),
     "separate/batched": ("library, S runs of one seed", "library, S seeds at once"),
     "eager/captured": ("library, eager", "library, CUDA graph"),
 }
 
 
-def compare(pair: str, device: str, rounds: int) -> list[dict]:
+def compare(pair: str, agent: str, device: str, rounds: int) -> list[dict]:
     """Ratio of times, first over second of the pair, for every size and S = 1 and 5: above 1 the second is faster."""
     table = []
     for size in SIZES:
         for seeds in ([0], SEEDS):
-            batched = Rig(seeds, size, device)
+            batched = Rig(agent, seeds, size, device)
             if pair == "plain/batched":
-                first = one_after_the_other([plain(size, device) for _ in seeds])
+                first = one_after_the_other([plain(agent, size, device) for _ in seeds])
             elif pair == "separate/batched":
-                first = one_after_the_other([Rig([s], size, device) for s in seeds])
+                first = one_after_the_other([Rig(agent, [s], size, device) for s in seeds])
             else:
-                first = Rig(seeds, size, device, eager=True)
+                first = Rig(agent, seeds, size, device, eager=True)
             a, b = in_turns([first, batched], device, rounds)
-            table.append(
-                {
-                    "pair": pair,
-                    "size": size,
-                    "seeds": len(seeds),
-                    "first_ms": 1e3 * a,
-                    "second_ms": 1e3 * b,
-                    "ratio": a / b,
-                }
-            )
+            row = {"pair": pair, "agent": agent, "size": size, "seeds": len(seeds)}
+            table.append(row | {"first_ms": 1e3 * a, "second_ms": 1e3 * b, "ratio": a / b})
     return table
 
 
@@ -219,12 +234,15 @@ def show(rows: list[dict]) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(prog="ci/bench", description=__doc__.splitlines()[0])
     parser.add_argument("--compare", choices=PAIRS, action="append", help="time two settings in turns and print ratios")
+    parser.add_argument("--agent", choices=AGENTS, default="sac", help="the agent whose settings are compared [sac]")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--rounds", type=int, default=7, help="rounds that each figure is the median of")
     parser.add_argument("--json", type=Path, help="also write the figures to this file")
     args = parser.parse_args()
     if "eager/captured" in (args.compare or []) and args.device == "cpu":
         parser.error("eager/captured needs a CUDA device; on a CPU nothing is captured")
+    if "plain/batched" in (args.compare or []) and args.agent not in PLAIN:
+        parser.error(f"there is a plain version of {', '.join(PLAIN)}, not of {args.agent}")
     torch.set_num_threads(1)
     devices.keep_memory()
     warnings.filterwarnings("ignore")
@@ -238,7 +256,7 @@ def main() -> None:
     if args.compare:
         for pair in args.compare:
             print(f"\n{PAIRS[pair][0]} / {PAIRS[pair][1]}: ratio of times, above 1 the second is faster")
-            part = compare(pair, args.device, args.rounds)
+            part = compare(pair, args.agent, args.device, args.rounds)
             show(part)
             rows += part
     else:
@@ -247,10 +265,11 @@ def main() -> None:
             show(part)
             rows += part
         for r in rows:
-            if r["what"].startswith("update") and r["name"] == "sac":
-                r["share_of_peak"] = flop(r["what"].split(", ")[1]) * r["seeds"] * r["per_second"] / rate
+            if r["what"].startswith("update") and r["name"] in AGENTS:
+                work = flop(r["name"], r["what"].split(", ")[1])
+                r["share_of_peak"] = work * r["seeds"] * r["per_second"] / rate
         print("\nshare of the matrix-product rate that updates reach:")
-        show([{k: r[k] for k in ("what", "seeds", "share_of_peak")} for r in rows if "share_of_peak" in r])
+        show([{k: r[k] for k in ("what", "name", "seeds", "share_of_peak")} for r in rows if "share_of_peak" in r])
     if args.json:
         args.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
 

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from softpolicy import bandit, bandit_study, nets, samplers
 from softpolicy import langevin_policy as lp
-from softpolicy import nets
 from softpolicy import streams as rng
 from softpolicy.agents import lql, nclql
 from softpolicy.replay import Batch
@@ -309,3 +309,152 @@ def test_a_seed_learns_the_same_alone_and_among_others(config):
         torch.testing.assert_close(x[0], y[1], atol=1e-6, rtol=1e-5)
     for name in info_a:
         torch.testing.assert_close(info_a[name][0], info_b[name][1], atol=1e-4, rtol=1e-4)
+
+
+# --- one thing at a time
+
+
+def test_without_learning_rate_nothing_moves_and_targets_follow_by_tau():
+    agent = nclql.Config(width=32, batch=B, lr=0.0).build(O, A, [0])
+    before = copy.deepcopy(agent.state_dict())
+    agent.update(batches([0], 1)[0])
+    assert all(torch.equal(a, before[k]) for k, a in agent.state_dict().items())
+    agent = nclql.Config(width=32, batch=B, lr=1e-2).build(O, A, [0])
+    old = [p.clone() for p in agent.target.parameters()]
+    agent.update(batches([0], 1)[0])
+    for t, o, p in zip(agent.target.parameters(), old, agent.critic.parameters(), strict=True):
+        torch.testing.assert_close(t - o, 0.005 * (p.detach() - o), atol=1e-7, rtol=0)
+
+
+@pytest.mark.parametrize(("which", "moves"), [("before", False), ("after", True), ("target", False)])
+def test_when_the_smoothing_target_is_computed(which, moves):
+    """Before the TD step it does not depend on that step's learning rate; after it, it does. It has no gradient."""
+    cleans = []
+    for lr in (0.0, 1e-2):
+        agent = nclql.Config(width=32, batch=B, lr=lr, smoothing_target=which).build(O, A, [0])
+        smoothing = agent.smoothing_loss
+        agent.smoothing_loss = lambda batch, clean, s=smoothing: (cleans.append(clean), s(batch, clean))[1]
+        agent.update(batches([0], 1)[0])
+    assert not torch.equal(*cleans) == moves
+    assert not any(c.requires_grad for c in cleans)
+
+
+def test_joint_step_takes_one_adam_step_with_both_gradients():
+    joint = nclql.Config(width=32, batch=B, optimiser_steps="joint").build(O, A, [0])
+    joint.update(batches([0], 1)[0])
+    assert {int(state["step"]) for state in joint.opts["critic"].state.values()} == {1}
+
+
+def test_levels_are_uniform_without_the_finest_and_noisy_actions_are_not_clipped():
+    n, seen = 20_000, []
+    agent = nclql.Config(width=8, batch=n).build(1, A, [0])
+    agent.critic.forward = lambda obs, action, level: (seen.append((action, level)), torch.zeros(1, 2, n))[1]
+    batch = Batch(torch.zeros(1, n, 1), torch.ones(1, n, A), torch.zeros(1, n), None, None)
+    for _ in range(5):
+        agent.smoothing_loss(batch, torch.zeros(1, n))
+    action, level = (torch.cat([s[i] for s in seen], 1) for i in range(2))
+    share = torch.bincount(level.flatten(), minlength=10) / level.numel()
+    torch.testing.assert_close(share[:9], torch.full((9,), 1 / 9), atol=5e-3, rtol=0)
+    assert share[9] == 0
+    assert (action > 1).float().mean().item() == pytest.approx(0.5, abs=0.01)
+    for k, sigma in enumerate(agent.sigmas[:9].tolist()):
+        z = (action[level == k] - 1) / sigma
+        assert z.std().item() == pytest.approx(1, rel=0.03) and z.mean().abs() < 0.05
+
+
+def test_target_of_a_terminal_transition_is_the_scaled_reward():
+    reward, q = torch.randn(1, 2), torch.randn(1, 2, 2)
+    y = lp.td_target(Batch(None, None, reward, None, torch.tensor([[1.0, 0.0]])), q, 0.99, 0.2)
+    assert y[0, 0].item() == pytest.approx(0.2 * reward[0, 0].item())
+    assert y[0, 1].item() == pytest.approx(0.2 * reward[0, 1].item() + 0.99 * q[0, :, 1].min().item(), abs=1e-6)
+
+
+@pytest.mark.parametrize("config", METHODS)
+def test_next_actions_come_from_the_online_critics_and_values_from_the_targets(config, monkeypatch):
+    actions, targets = [], []
+    for change in (None, "target", "critic"):
+        agent = config.build(O, A, [0])
+        if change:
+            with torch.no_grad():
+                for p in getattr(agent, change).parameters():
+                    p.mul_(1.5)
+        fit = agent.fit
+        agent.fit = lambda batch, y, f=fit: (targets.append(y), f(batch, y))[1]
+        target = agent.target.forward
+        agent.target.forward = lambda o, a, *level, f=target: (actions.append(a), f(o, a, *level))[1]
+        agent.update(batches([0], 1)[0])
+    assert torch.equal(actions[0], actions[1]) and not torch.equal(targets[0], targets[1])
+    assert not torch.equal(actions[0], actions[2])
+
+
+@pytest.mark.parametrize(
+    ("config", "settings", "match"),
+    [(lql.Config, dict(w=0.0), "w must lie"), (nclql.Config, dict(w=-1.0), "w must lie"),
+     (nclql.Config, dict(levels=0), "at least 1"), (lql.Config, dict(sigma_min=0.1), "sigma_min < sigma_max"),
+     (nclql.Config, dict(sigma_max=0.001), "sigma_min < sigma_max"), (lql.Config, dict(reduction="max"), "sum or mean"),
+     (nclql.Config, dict(network="haiku"), "authors or flow-rl"), (nclql.Config, dict(step_lr=0.0), "positive"),
+     (nclql.Config, dict(optimiser_steps="joint", smoothing_target="after"), "give two")],
+)  # fmt: skip
+def test_bad_settings_are_refused(config, settings, match):
+    with pytest.raises(ValueError, match=match):
+        config(**settings)
+
+
+# --- on the bandit
+
+
+def test_the_smoothing_loss_learns_the_posterior_mean():
+    """A critic of sin(3 a) on uniform actions: level by level it comes near E[sin(3 a) | a + sigma z], by quadrature,
+    which at the coarse levels is far from sin(3 a) itself."""
+    n, config = 256, nclql.Config(width=32, lr=5e-3, levels=4, sigma_max=0.6, sigma_min=0.02)
+    agent, streams = config.build(1, 1, [0]), rng.generators([0], "data")
+    state = torch.zeros(1, n, 1)
+    for i in range(1_200):
+        agent.opts["critic"].param_groups[0]["lr"] = 5e-3 * (1 - i / 1_200)
+        a = 2 * rng.uniform(streams, n, 1) - 1
+        agent.fit(Batch(state, a, torch.zeros(1, n), state, None), torch.sin(3 * a[..., 0]))
+    x, clean = torch.linspace(-1, 1, n)[:, None], torch.linspace(-1, 1, 2_001)
+    far = []
+    for level, sigma in enumerate(agent.sigmas[:3].tolist()):
+        weight = torch.softmax(-((x - clean) ** 2) / (2 * sigma**2), -1)
+        exact = weight @ torch.sin(3 * clean)
+        with torch.no_grad():
+            learned = agent.critic(state, x[None], level).mean(1)[0]
+        error = (learned - exact).square().mean().sqrt().item()
+        far.append((exact - torch.sin(3 * x[:, 0])).square().mean().sqrt().item())
+        assert error < 0.04, (level, error)
+    assert far[0] > 0.3 > 0.04 > far[2]
+
+
+def ideal_mean(sampler, n=2_000, noise=bandit_study.NARROW):
+    sigmas = samplers.noise_levels(10, **noise)
+    gradient = bandit_study.ideal(sigmas)
+    if sampler["finest"]:
+        gradient = lambda a, _: samplers.with_gradient(bandit.reward, a)[1]  # noqa: E731
+    found = bandit.describe(bandit_study.draw(gradient, 1, n, 9, sampler)[0], sampler["w"])
+    return {k: v.item() for k, v in found.items()}
+
+
+@pytest.mark.parametrize(("w", "expected"), [(1, 0.140), (10, 0.333), (50, 0.688), (100, 0.776), (500, 0.813)])
+def test_released_sampler_on_the_ideal_critic_covers_all_modes_and_never_concentrates(w, expected):
+    found = ideal_mean(bandit_study.annealed(bandit_study.NARROW, 2, w, True))
+    assert found["mean"] == pytest.approx(expected, abs=0.03) and found["modes"] > 7.5
+
+
+@pytest.mark.parametrize(("n_steps", "expected"), [(20, 0.40), (100, 0.59), (1000, 0.69)])
+def test_plain_langevin_mixes_slowly(n_steps, expected):
+    assert ideal_mean(bandit_study.plain(n_steps, 10))["mean"] == pytest.approx(expected, abs=0.03)
+
+
+def test_annealing_helps_raw_sampling_at_an_equal_budget_but_not_with_unit_gradients():
+    wide = dict(sigma_max=0.5, sigma_min=0.01)
+    raw = ideal_mean(bandit_study.annealed(wide, 2, 10, False, 2e-4), noise=wide)
+    assert raw["mean"] == pytest.approx(0.49, abs=0.03)
+    unit = ideal_mean(bandit_study.plain(20, 500, True))
+    assert unit["mean"] == pytest.approx(0.796, abs=0.015)
+
+
+def test_modes_are_covered_but_not_weighed_by_raw_chains():
+    """Boltzmann keeps 1.4 modes at w = 50; chains too short to cross keep all."""
+    found = ideal_mean(bandit_study.plain(1_000, 50))
+    assert found["modes"] > 7 and found["tv"] > 0.7 and found["mean"] == pytest.approx(0.76, abs=0.04)
