@@ -38,7 +38,7 @@ def learning_curves(
     """One panel a task: thin lines for seeds, `aggregate` over seeds in bold, its bootstrap interval as a band.
 
     rows       tidy rows (`runs.load`)
-    x          "step" or "seconds"
+    x          "step", "updates" or "seconds"
     aggregate  `np.mean` or `stats.iqm`; takes `axis`
     reference  rows of a table of reported returns (`runs.reported`) to draw as points with their spread
     """
@@ -53,7 +53,7 @@ def learning_curves(
         if reference is not None:
             _points(ax, reference, len(colors))
         ax.set(title=f"{task}\n{scale_note(here)}", ylabel=value.replace("_", " "))
-        ax.set_xlabel({"step": "environment steps", "seconds": "training time (s)"}.get(x, x))
+        ax.set_xlabel({"step": "environment steps", "seconds": "training time (s)"}.get(x, x.replace("_", " ")))
         ax.title.set_fontsize("medium")
         ax.legend(fontsize="small", framealpha=0.6)
     return np.ravel(axes)[0].figure

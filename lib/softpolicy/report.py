@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -83,6 +84,11 @@ def against_reported(agent: str = "sac", root: Path | None = None) -> pd.DataFra
 
 def claims(root: Path | None = None) -> list[Claim]:
     """Every claim the book tests, with the verdict that the recorded rows give."""
+    return [*sac_claims(root), *langevin_claims(root)]
+
+
+def sac_claims(root: Path | None = None) -> list[Claim]:
+    """Chapter *Soft policies*: returns at 100k steps beside the reported ones."""
     table = against_reported(root=root)
     found = []
     for _, r in table[table["steps"] == 100_000].iterrows():
@@ -94,6 +100,106 @@ def claims(root: Path | None = None) -> list[Claim]:
         text = f"SAC on {r['env_id']} at 100k steps returns what {r['source']} reports"
         found.append(Claim("[Soft policies](soft_policies.ipynb)", text, r["verdict"], evidence))
     return found
+
+
+LANGEVIN = "[Langevin Q-learning](langevin_q_learning.ipynb)"
+
+
+def langevin_claims(root: Path | None = None) -> list[Claim]:
+    """Chapter *Langevin Q-learning*: mixing and coverage on the bandit, returns and cost beside SAC."""
+    tasks = ["HalfCheetah-v5", "Hopper-v5"]
+    return [
+        *bandit_claims(runs.data_root() / "bandit"),
+        *(beats("nclql", "sac", task, LANGEVIN, "is competitive with", root) for task in tasks),
+        *(beats("nclql", "lql", task, LANGEVIN, "returns at least as much as", root) for task in tasks),
+        cost_claim(runs.data_root() / "bench" / "cpu.json"),
+    ]
+
+
+def paired(better: pd.Series) -> str:
+    """The verdict on a comparison made once for each training seed."""
+    if better.all():
+        return "reproduced"
+    return "not reproduced" if better.mean() <= 0.5 else "mixed"
+
+
+def bandit_claims(study: Path) -> list[Claim]:
+    """From the recorded bandit study: mixing at an equal number of gradients, and coverage of modes."""
+    table = pd.read_csv(study / "samplers.csv")
+    mean = table.set_index(["critic", "sampler", "seed"])["mean"]
+    found = []
+    for critic, ours, theirs, what in (
+        ("wide", "NC-LQL raw, T 2, w 10", "LQL, 20 steps", "raw gradients, wide noise (ours)"),
+        ("narrow", "NC-LQL as released, w 500", "LQL, 20 unit steps", "unit gradients, as released"),
+    ):
+        a, b = mean[critic, ours], mean[critic, theirs]
+        text = f"Annealed sampling of noise-conditioned critics mixes faster than LQL at 20 gradients: {what}"
+        evidence = f"mean reward {a.mean():.2f} against {b.mean():.2f}, higher on {(a > b).sum()} of {len(a)} critics"
+        found.append(Claim(LANGEVIN, text, paired(a > b), evidence))
+    for critic, sampler in (("wide", "NC-LQL unit, w 100"), ("narrow", "NC-LQL as released, w 500")):
+        rows = table[(table["critic"] == critic) & (table["sampler"] == sampler)]
+        covers = (rows["modes"] > 6.5) & (rows["mean"] > 0.7)
+        text = f"NC-LQL covers the modes of a multimodal bandit: {sampler}, {critic} noise, mean reward above 0.7"
+        span = {name: f"{rows[name].min():.2g} to {rows[name].max():.2g}" for name in ("modes", "mean", "tv")}
+        evidence = (
+            f"{span['modes']} of 8 modes, mean reward {span['mean']} over {len(rows)} critics; total variation to the"
+            f" soft policy of the same w {span['tv']}"
+        )
+        found.append(Claim(LANGEVIN, text, paired(covers), evidence))
+    return found
+
+
+def beats(
+    ours: str, theirs: str, env_id: str, chapter: str, words: str, root=None, size="small", step=100_000
+) -> Claim:
+    """Two agents on a task at the same number of steps and updates, from main runs of one size: "reproduced" if the
+    95 % bootstrap interval of the difference lies above zero, "not reproduced" if below, else "undecided"."""
+    names = {agent: agent_name(agent) for agent in (ours, theirs)}
+    text = f"{names[ours]} {words} {names[theirs]} on {env_id} ({step // 1000}k steps, size {size})"
+    scores = []
+    for agent in (ours, theirs):
+        rows = runs.load(*(out for out in main_runs(agent, size, root) if on_task(out, env_id)))
+        scores.append(score_at(rows, step) if len(rows) else pd.Series(dtype=float))
+    if any(len(s) == 0 for s in scores):
+        return Claim(chapter, text, "not run", "no run recorded")
+    low, high = stats.bootstrap_difference(*scores)
+    word = "reproduced" if low >= 0 else "not reproduced" if high <= 0 else "undecided"
+    both = " and ".join(f"{s.mean():.0f} (n = {len(s)})" for s in scores)
+    return Claim(chapter, text, word, f"{both}; difference [{low:.0f}, {high:.0f}]")
+
+
+def on_task(out: Path, env_id: str) -> bool:
+    """Whether a run is on the task, with one update a step."""
+    identity = runs.manifest(out)["identity"]
+    return (identity["env_id"], identity["n_envs"]) == (env_id, 1)
+
+
+def agent_name(agent: str) -> str:
+    """An agent's name in a sentence."""
+    return {"nclql": "NC-LQL", "s2ac": "S2AC"}.get(agent, agent.upper())
+
+
+def cost_claim(bench: Path) -> Claim:
+    """Time of an update and number of parameters, from a recorded table of `ci/bench` and the networks themselves."""
+    text = (
+        "NC-LQL: 1.0 times the training time and 0.98 times the parameters of a reference (second-hand; which, unknown)"
+    )
+    if not bench.exists():
+        return Claim(LANGEVIN, text, "not run", "no benchmark recorded")
+    table, names = json.loads(bench.read_text()), ("nclql", "sac", "lql")
+    per_second = {(r["what"], r["name"], r["seeds"]): r["per_second"] for r in table["rows"]}
+    rate = {name: per_second["update, paper", name, 1] for name in names}
+    count = {}
+    for name in names:
+        agent = importlib.import_module(f"softpolicy.agents.{name}").Config().build(17, 6, [0])
+        count[name] = sum(p.numel() for p in agent.parameters() if p.requires_grad)
+    each = (
+        f"{rate[other] / rate['nclql']:.1f} and {count['nclql'] / count[other]:.2f} beside {agent_name(other)}"
+        for other in ("sac", "lql")
+    )
+    return Claim(
+        LANGEVIN, text, "not comparable", f"{', '.join(each)} (paper size, one seed, {table['about']['device']})"
+    )
 
 
 def claims_table(root: Path | None = None) -> str:

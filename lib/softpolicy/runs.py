@@ -175,7 +175,8 @@ def manifest(out) -> dict:
 
 
 def load(*folders) -> pd.DataFrame:
-    """The rows of runs as one tidy table: agent, env_id, size and every column of `rows.csv`, with `seconds` joined.
+    """The rows of runs as one tidy table: agent, env_id, size and every column of `rows.csv`, with
+    `seconds` and `updates` (of each seed so far) joined.
 
     Also used on the folders below a root: `load(*find(root))`. A run that has no rows yet adds none.
     """
@@ -185,6 +186,7 @@ def load(*folders) -> pd.DataFrame:
         rows = pd.read_csv(out / "rows.csv")
         if (out / "timing.csv").exists():
             rows = rows.merge(pd.read_csv(out / "timing.csv"), on="step", how="left")
+        rows["updates"] = (rows["step"] - identity.get("warmup", 0)).clip(0) // identity["n_envs"]
         labels = {"agent": identity["agent"], "env_id": identity["env_id"], "size": identity["size"], "run": out.name}
         tables.append(pd.concat([pd.DataFrame(labels, index=rows.index), rows], axis=1))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

@@ -77,12 +77,45 @@ def test_a_diverged_seed_has_no_score():
 
 def test_claims_and_status_come_from_the_runs(tmp_path):
     assert "No run has been recorded" in report.status_table(tmp_path)
-    assert {c.verdict for c in report.claims(tmp_path)} == {"not run"}
+    assert {c.verdict for c in report.sac_claims(tmp_path)} == {"not run"}
     write_run(tmp_path, "HalfCheetah-v5", [1.0, 2.0, 3.0], 100_000, "running")
-    verdicts = {(c.claim.split()[2], c.verdict) for c in report.claims(tmp_path)}
+    verdicts = {(c.claim.split()[2], c.verdict) for c in report.sac_claims(tmp_path)}
     assert ("HalfCheetah-v5", "lower") in verdicts and ("Hopper-v5", "not run") in verdicts
     status = report.status_table(tmp_path)
     assert "100,000 of 1,000,000" in status and "running, 1 diverged" in status and "0.50" in status
+
+
+def write_pair(root, ours, theirs, **identity):
+    """Recorded small runs of two agents on Hopper-v5."""
+    for agent, returns in (("nclql", ours), ("sac", theirs)):
+        out = write_run(root / agent, "Hopper-v5", returns, 100_000)
+        found = json.loads((out / "manifest.json").read_text())
+        found["identity"] = {"agent": agent, "env_id": "Hopper-v5", "size": "small"} | identity
+        (out / "manifest.json").write_text(json.dumps(found))
+
+
+@pytest.mark.parametrize(
+    ("ours", "theirs", "word"),
+    [([9, 10, 11], [1, 2, 3], "reproduced"), ([1, 2, 3], [9, 10, 11], "not reproduced"),
+     ([1, 5, 9], [2, 5, 8], "undecided")],
+)  # fmt: skip
+def test_one_agent_beats_another_only_if_the_interval_of_the_difference_says_so(tmp_path, ours, theirs, word):
+    write_pair(tmp_path, ours, theirs)
+    claim = report.beats("nclql", "sac", "Hopper-v5", "here", "beats", tmp_path)
+    assert claim.verdict == word and "(n = 3)" in claim.evidence
+    assert report.beats("nclql", "sac", "Walker2d-v5", "here", "beats", tmp_path).verdict == "not run"
+
+
+def test_runs_with_another_number_of_updates_a_step_are_not_compared(tmp_path):
+    write_pair(tmp_path, [1, 2, 3], [1, 2, 3], n_envs=5)
+    assert report.beats("nclql", "sac", "Hopper-v5", "here", "beats", tmp_path).verdict == "not run"
+
+
+@given(st.lists(st.booleans(), min_size=1))
+def test_a_comparison_seed_by_seed_is_reproduced_only_if_every_seed_says_so(better):
+    word = report.paired(pd.Series(better))
+    assert (word == "reproduced") == all(better)
+    assert (word == "not reproduced") == (sum(better) <= len(better) / 2)
 
 
 def test_settings_that_differ_from_the_defaults_are_named():

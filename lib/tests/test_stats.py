@@ -68,3 +68,16 @@ def test_performance_profile_falls_from_one_to_zero(x):
     profile = stats.performance_profile(x, np.sort(np.r_[x.min() - 1, x, x.max() + 1]))
     assert profile[0] == 1 and profile[-1] == 0
     assert (np.diff(profile) <= 0).all()
+
+
+def test_interval_of_a_difference():
+    """For many runs it is that of the normal approximation; swapped groups mirror it."""
+    g = np.random.default_rng(0)
+    x, y = g.normal(3, 1, 400), g.normal(1, 2, 400)
+    low, high = stats.bootstrap_difference(x, y)
+    half = 1.96 * np.sqrt(x.var() / 400 + y.var() / 400)
+    centre = x.mean() - y.mean()
+    assert (low, high) == pytest.approx((centre - half, centre + half), abs=0.03)
+    mirrored = stats.bootstrap_difference(-x, -y)
+    assert (-mirrored[1], -mirrored[0]) == pytest.approx((low, high), abs=1e-9)
+    assert stats.bootstrap_difference([2.0], [0.5]) == (1.5, 1.5)
