@@ -168,10 +168,10 @@ def beats(
     return Claim(chapter, text, word, f"{both}; difference [{low:.0f}, {high:.0f}]")
 
 
-def on_task(out: Path, env_id: str) -> bool:
-    """Whether a run is on the task, with one update a step."""
+def on_task(out: Path, env_id: str | None = None, n_envs: int = 1) -> bool:
+    """Whether a run is on the task (on any, for None) with so many environments a seed."""
     identity = runs.manifest(out)["identity"]
-    return (identity["env_id"], identity["n_envs"]) == (env_id, 1)
+    return identity["n_envs"] == n_envs and env_id in (None, identity["env_id"])
 
 
 def agent_name(agent: str) -> str:

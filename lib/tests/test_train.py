@@ -19,7 +19,7 @@ import torch
 
 from softpolicy import runs
 from softpolicy import streams as rng
-from softpolicy.agents import sac
+from softpolicy.agents import lql, nclql, sac
 from softpolicy.settings import size_of, sized
 from softpolicy.train import Loop, train
 
@@ -116,6 +116,36 @@ def test_a_complete_run_is_left_alone_and_can_be_extended(tmp_path):
     assert (tmp_path / "grown/manifest.json").read_text() == before and set(rows["step"]) == {30, 60}
     train(TINY, "Line-v0", [0, 1], 120, tmp_path / "grown", **SHORT)
     assert rows_of(tmp_path / "grown") == rows_of(tmp_path / "long")
+
+
+def test_several_environments_a_seed_step_together_with_one_update(tmp_path):
+    """Updates, stored transitions and rows count as they should, and the run can be cut; each copy starts elsewhere."""
+    kw = SHORT | dict(n_envs=5)
+    rows = train(TINY, "Line-v0", [0, 1], 120, tmp_path / "long", **kw)
+    assert rows.groupby("step")["updates"].first().to_dict() == {30: 2, 60: 8, 90: 14, 120: 20}
+    train(TINY, "Line-v0", [0, 1], 70, tmp_path / "grown", **kw)
+    train(TINY, "Line-v0", [0, 1], 120, tmp_path / "grown", **kw)
+    assert rows_of(tmp_path / "grown") == rows_of(tmp_path / "long")
+    state = torch.load(tmp_path / "long/checkpoint.pt", weights_only=True)
+    assert state["replay"]["rows"].shape[:2] == (2, 120)
+    assert {int(s["step"]) for s in state["agent"]["opts"]["critic"]["state"].values()} == {20}
+    starts = state["replay"]["rows"][:, :5, 0]
+    assert len(starts.unique()) == 10
+
+
+def test_counts_that_environments_stepped_together_do_not_divide_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="eval_every 30: give multiples of n_envs"):
+        train(TINY, "Line-v0", [0], 120, tmp_path, **SHORT, n_envs=4)
+
+
+@pytest.mark.parametrize("agent", [lql, nclql])
+def test_langevin_agents_run_through_the_same_loop_and_can_be_cut(tmp_path, agent):
+    config = agent.Config(width=16, batch=8)
+    train(config, "Line-v0", [0, 1], 120, tmp_path / "long", **SHORT)
+    train(config, "Line-v0", [0, 1], 70, tmp_path / "grown", **SHORT)
+    rows = train(config, "Line-v0", [0, 1], 120, tmp_path / "grown", **SHORT)
+    assert rows_of(tmp_path / "grown") == rows_of(tmp_path / "long")
+    assert rows["saturated"].between(0, 1).all()
 
 
 def test_a_seed_trains_the_same_alone_and_among_others(tmp_path):
