@@ -1,7 +1,8 @@
 """Critics fitted to the bandit, and what samplers make of them: the recorded study of chapter *Langevin Q-learning*.
 
-`python -m softpolicy.bandit_study --out data/bandit` writes `fit.csv`, `samplers.csv`, `closed_loop.csv` and
-`study.json` (about half an hour on one core).
+`python -m softpolicy.bandit_study --out data/bandit` writes tables and, for each part, what it was made with; about
+an hour on one core. Parts: `critics` (fit.csv, samplers.csv), `loops` (closed_loop.csv), `pictures` (landscapes.csv,
+gallery.csv, points.csv).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch import Tensor
 
 from softpolicy import bandit, runs
 from softpolicy import streams as rng
-from softpolicy.agents import nclql
+from softpolicy.agents import nclql, sac
 from softpolicy.device import keep_memory
 from softpolicy.replay import Batch, Replay
 from softpolicy.samplers import annealed_langevin, noise_levels, step_sizes, with_gradient
@@ -167,30 +168,94 @@ LOOPS = {
 }  # fmt: skip
 
 
+def critics(out: Path, n: int) -> None:
+    """Fit every kind of critic, apply its samplers; tables are written as they grow."""
+    fits, samples = [], []
+    for name, (config, n_seeds, updates) in CRITICS.items():
+        agent = fit_uniform(nclql.Config(**config), range(n_seeds), updates, cosine=name != "poor")
+        fits += [{"critic": name, "updates": updates, **row} for row in fit_error(agent)]
+        for label, sampler in SAMPLERS[name].items():
+            a = draw(of_critic(agent, n), n_seeds, n, agent.finest, sampler)
+            samples += described(a, sampler["w"], critic=name, sampler=label, gradients=gradients(sampler))
+        print(f"{name}: {updates} updates of {n_seeds} critics", flush=True)
+        write(out, "fit", fits), write(out, "samplers", samples)
+
+
+def loops(out: Path, n: int) -> None:
+    """Every closed loop, three seeds, 10,000 updates."""
+    rows = []
+    for name, config in LOOPS.items():
+        rows += [{"loop": name, **row} for row in closed_loop(nclql.Config(**config), range(3), 10_000, 500)]
+        print(f"closed loop, {name}", flush=True)
+        write(out, "closed_loop", rows)
+
+
+def sac_actions(w: float, updates: int, n: int, batch: int = 128) -> Tensor:
+    """`[1, n, 2]` actions of SAC's Gaussian with temperature 1 / w, trained on uniform actions of the bandit."""
+    config = sac.Config(width=128, batch=batch, lr=1e-3, init_alpha=1 / w, learn_alpha=False)
+    agent, streams = config.build(1, 2, [0]), rng.generators([0], "bandit")
+    for _ in range(updates):
+        agent.update(transitions(2 * rng.uniform(streams, batch, 2) - 1))
+    return agent.act(torch.zeros(1, n, 1), streams)
+
+
+def exact_actions(w: float, n: int) -> Tensor:
+    """`[1, n, 2]` draws from the cells of the exact soft policy."""
+    points = bandit.grid(400)
+    p = bandit.boltzmann(bandit.reward(points), 1 / w).flatten()
+    return points.flatten(0, 1)[torch.multinomial(p, n, True, generator=torch.Generator().manual_seed(0))][None]
+
+
+def pictures(out: Path, n: int, updates: int = 16_000, shown: int = 150, cells: int = 50) -> None:
+    """One wide critic: its landscape at four levels, and where several algorithms' actions end.
+
+    landscapes.csv: level, row, column, q on a grid; gallery.csv: `bandit.describe` of ten times n actions beside the
+    soft policy of w = 10; points.csv: start and end of some of them.
+    """
+    agent = fit_uniform(nclql.Config(**CRITICS["wide"][0]), [0], updates)
+    flat = bandit.grid(cells).reshape(1, -1, 2).float()
+    levels = []
+    for level in (0, 3, 6, 9):
+        with torch.no_grad():
+            q = agent.critic(torch.zeros(1, cells**2, 1), flat, level).mean((0, 1))
+        levels += [{"level": level, "row": i // cells, "column": i % cells, "q": v} for i, v in enumerate(q.tolist())]
+    write(out, "landscapes", levels)
+    ends = {"SAC": (sac_actions(10.0, updates, 10 * n), 10.0)}
+    for name in ("LQL, 20 steps", "LQL, 200 steps", "LQL, 2000 steps", "NC-LQL raw, T 2, w 10", "NC-LQL unit, w 100"):
+        sampler = SAMPLERS["wide"][name]
+        ends[name] = draw(of_critic(agent, 10 * n), 1, 10 * n, agent.finest, sampler), sampler["w"]
+    ends["exact soft policy"] = exact_actions(10.0, 10 * n), 10.0
+    start = 2 * rng.uniform(rng.generators([0], "draw", 0), 10 * n, 2)[0] - 1  # as in `draw`
+    table, points = [], []
+    for name, (a, w) in ends.items():
+        table += described(a, 10.0, name=name, w=w)
+        points += [{"name": name, "x0": x, "y0": y, "x": u, "y": v}
+                   for (x, y), (u, v) in zip(start[:shown].tolist(), a[0, :shown].tolist(), strict=True)]  # fmt: skip
+    write(out, "gallery", table), write(out, "points", points)
+
+
+def write(out: Path, name: str, rows: list[dict]) -> None:
+    """A table as CSV."""
+    pd.DataFrame(rows).to_csv(out / f"{name}.csv", index=False, float_format="%.5g")
+
+
+PARTS = {"critics": critics, "loops": loops, "pictures": pictures}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m softpolicy.bandit_study", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
+    parser.add_argument("--parts", choices=PARTS, nargs="+", default=list(PARTS), help="what to make [all]")
     parser.add_argument("--actions", type=int, default=1_000, help="actions a seed and sampler [1000]")
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_memory()
     args.out.mkdir(parents=True, exist_ok=True)
-    started, fits, samples, loops = runs.now(), [], [], []
-    for name, (config, n_seeds, updates) in CRITICS.items():
-        agent = fit_uniform(nclql.Config(**config), range(n_seeds), updates, cosine=name != "poor")
-        fits += [{"critic": name, "updates": updates, **row} for row in fit_error(agent)]
-        for label, sampler in SAMPLERS[name].items():
-            a = draw(of_critic(agent, args.actions), n_seeds, args.actions, agent.finest, sampler)
-            samples += described(a, sampler["w"], critic=name, sampler=label, gradients=gradients(sampler))
-        print(f"{name}: {updates} updates of {n_seeds} critics", flush=True)
-        pd.DataFrame(fits).to_csv(args.out / "fit.csv", index=False, float_format="%.5g")
-        pd.DataFrame(samples).to_csv(args.out / "samplers.csv", index=False, float_format="%.5g")
-    for name, config in LOOPS.items():
-        loops += [{"loop": name, **row} for row in closed_loop(nclql.Config(**config), range(3), 10_000, 500)]
-        print(f"closed loop, {name}", flush=True)
-        pd.DataFrame(loops).to_csv(args.out / "closed_loop.csv", index=False, float_format="%.5g")
-    about = {"started": started, "ended": runs.now(), "actions": args.actions, **runs.provenance("cpu")}
-    (args.out / "study.json").write_text(json.dumps(about, indent=1) + "\n")
+    for part in args.parts:
+        started = runs.now()
+        PARTS[part](args.out, args.actions)
+        about = {"started": started, "ended": runs.now(), "actions": args.actions, **runs.provenance("cpu")}
+        (args.out / f"{part}.json").write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":
