@@ -118,9 +118,9 @@ def closed_loop(config: nclql.Config, seeds, updates: int, every: int, warmup: i
     return rows
 
 
-def described(a: Tensor, w: float, **labels) -> list[dict]:
-    """One row a seed about actions `[S, n, 2]`."""
-    found = bandit.describe(a, w)
+def described(a: Tensor, soft_w: float, **labels) -> list[dict]:
+    """One row a seed about actions `[S, n, 2]`, beside the soft policy of inverse temperature `soft_w`."""
+    found = bandit.describe(a, soft_w)
     return [{**labels, "seed": s, **{k: v[s].item() for k, v in found.items()}} for s in range(len(a))]
 
 
@@ -176,7 +176,8 @@ def critics(out: Path, n: int) -> None:
         fits += [{"critic": name, "updates": updates, **row} for row in fit_error(agent)]
         for label, sampler in SAMPLERS[name].items():
             a = draw(of_critic(agent, n), n_seeds, n, agent.finest, sampler)
-            samples += described(a, sampler["w"], critic=name, sampler=label, gradients=gradients(sampler))
+            labels = {"critic": name, "sampler": label, "gradients": gradients(sampler), "w": sampler["w"]}
+            samples += described(a, sampler["w"], **labels)
         print(f"{name}: {updates} updates of {n_seeds} critics", flush=True)
         write(out, "fit", fits), write(out, "samplers", samples)
 
