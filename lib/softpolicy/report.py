@@ -126,7 +126,7 @@ def paired(better: pd.Series) -> str:
 def bandit_claims(study: Path) -> list[Claim]:
     """From the recorded bandit study: mixing at an equal number of gradients, and coverage of modes."""
     table = pd.read_csv(study / "samplers.csv")
-    mean = table.set_index(["critic", "sampler", "seed"])["mean"]
+    mean = table.set_index(["critic", "sampler", "seed"])["mean"].sort_index()
     found = []
     for critic, ours, theirs, what in (
         ("wide", "NC-LQL raw, T 2, w 10", "LQL, 20 steps", "raw gradients, wide noise (ours)"),
