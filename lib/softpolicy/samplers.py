@@ -1,8 +1,9 @@
 """Samplers of a density known up to its constant: pure functions of a score, batched over any leading axes.
 
-Chapter *Sampling by gradients*. A score is a callable that maps positions `[..., d]` to gradients `[..., d]`. The last
-axis is the space in which a chain moves; all others count independent chains. Randomness comes in as an iterable of
-standard normal tensors of the positions' shape, one a step: a tensor `[steps, ..., d]`, or `streams.normals(...)`.
+Chapter *Sampling from a density you can only differentiate*. A score is a callable that maps positions `[..., d]` to
+gradients `[..., d]`. The last axis is the space in which a chain moves; all others count independent chains.
+Randomness comes in as an iterable of standard normal tensors of the positions' shape, one a step: a tensor
+`[steps, ..., d]`, or `streams.normals(...)`.
 """
 
 from __future__ import annotations
@@ -76,11 +77,19 @@ def annealed_langevin(
                 _check(gradient, x)
             if normalise:
                 gradient = gradient / (gradient.norm(dim=-1, keepdim=True) + 1e-8)
-            x = x + 0.5 * eps * w * gradient + math.sqrt(eps) * next(noise)
+            x = x + 0.5 * eps * w * gradient + math.sqrt(eps) * _next(noise)
             if clip is not None:
                 x = x.clamp(-clip, clip)
-            path = [*path, x] if trajectory else path
+            if trajectory:
+                path.append(x)
     return torch.stack(path) if trajectory else x
+
+
+def _next(numbers) -> Tensor:
+    try:
+        return next(numbers)
+    except StopIteration:
+        raise ValueError("there are fewer random numbers than steps; give one tensor a step") from None
 
 
 def langevin(score: Score, x: Tensor, step: float, n_steps: int, noise: Iterable[Tensor], **options) -> Tensor:
@@ -135,12 +144,15 @@ def mala(log_density, x: Tensor, step: float, n_steps: int, noise, uniforms, tra
     if not torch.isfinite(here[0]).all():
         raise ValueError("the log-density is not finite at some starting points; start within the support")
     path, taken = [x], torch.zeros_like(here[0])
-    for _, z, u in zip(range(n_steps), noise, uniforms, strict=False):
+    noise, uniforms = iter(noise), iter(uniforms)
+    for _ in range(n_steps):
+        z, u = _next(noise), _next(uniforms)
         y = x + 0.5 * step * here[1] + math.sqrt(step) * z
         there = with_gradient(log_density, y)
         accept = u.log() < log_acceptance(x, here, y, there, step)  # false for NaN, so outside the support
         x = torch.where(accept[..., None], y, x)
         here = torch.where(accept, there[0], here[0]), torch.where(accept[..., None], there[1], here[1])
         taken += accept
-        path = [*path, x] if trajectory else path
+        if trajectory:
+            path.append(x)
     return torch.stack(path) if trajectory else x, taken / n_steps

@@ -48,7 +48,11 @@ def restore(streams: list[torch.Generator], states: list[torch.Tensor]) -> None:
 
 
 def normals(streams: list[torch.Generator], *shape: int, dtype=torch.float32) -> Iterator[torch.Tensor]:
-    """`normal(streams, *shape)` again and again: the noise of a chain of any length."""
+    """`normal(streams, *shape)` again and again: the noise of a chain of any length.
+
+    Streams of equal seeds and tags are the same numbers underneath: what must be independent, such as the noise of
+    a chain and the coins of its acceptance, needs tags of its own.
+    """
     while True:
         yield normal(streams, *shape, dtype=dtype)
 

@@ -141,7 +141,8 @@ def test_annealing_leaves_the_law_of_the_last_level():
     ("change", "match"),
     [(dict(w=0.0), "positive"), (dict(w=float("nan")), "positive"), (dict(step=0.0), "positive"),
      (dict(n_steps=0), "positive"), (dict(score=lambda x: x[..., :1]), "shape"),
-     (dict(score=lambda x: x / 0), "not finite for 3 of 3 chains")],
+     (dict(score=lambda x: x / 0), "not finite for 3 of 3 chains"),
+     (dict(noise=torch.zeros(1, 1, 3, 2)), "fewer random numbers than steps")],
 )  # fmt: skip
 def test_bad_input_is_refused(change, match):
     kw = dict(score=lambda x: -x, x=torch.ones(1, 3, 2), step=0.1, n_steps=2, noise=noise(3, 2)) | change
