@@ -207,13 +207,14 @@ def exact_actions(w: float, n: int) -> Tensor:
     return points.flatten(0, 1)[torch.multinomial(p, n, True, generator=torch.Generator().manual_seed(0))][None]
 
 
-def pictures(out: Path, n: int, updates: int = 16_000, shown: int = 150, cells: int = 50) -> None:
-    """One wide critic: its landscape at four levels, and where several algorithms' actions end.
+def pictures(out: Path, n: int, updates: int = 40_000, shown: int = 150, cells: int = 60) -> None:
+    """One wide critic, fitted longer (40,000 updates of batch 256): its landscape at four levels, and where several
+    algorithms' actions end.
 
     landscapes.csv: level, row, column, q on a grid; gallery.csv: `bandit.describe` of ten times n actions beside the
     soft policy of w = 10; points.csv: start and end of some of them.
     """
-    agent = fit_uniform(nclql.Config(**CRITICS["wide"][0]), [0], updates)
+    agent = fit_uniform(nclql.Config(**(CRITICS["wide"][0] | {"batch": 256})), [0], updates)
     flat = bandit.grid(cells).reshape(1, -1, 2).float()
     levels = []
     for level in (0, 3, 6, 9):
@@ -221,7 +222,7 @@ def pictures(out: Path, n: int, updates: int = 16_000, shown: int = 150, cells: 
             q = agent.critic(torch.zeros(1, cells**2, 1), flat, level).mean((0, 1))
         levels += [{"level": level, "row": i // cells, "column": i % cells, "q": v} for i, v in enumerate(q.tolist())]
     write(out, "landscapes", levels)
-    ends = {"SAC": (sac_actions(10.0, updates, 10 * n), 10.0)}
+    ends = {"SAC": (sac_actions(10.0, min(updates, 16_000), 10 * n), 10.0)}
     for name in ("LQL, 20 steps", "LQL, 200 steps", "LQL, 2000 steps", "NC-LQL raw, T 2, w 10", "NC-LQL unit, w 100"):
         sampler = SAMPLERS["wide"][name]
         ends[name] = draw(of_critic(agent, 10 * n), 1, 10 * n, agent.finest, sampler), sampler["w"]
