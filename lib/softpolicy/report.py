@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from softpolicy import runs, stats
+from softpolicy import runs, stats, studies
 from softpolicy.settings import SIZES, sized
 
 
@@ -112,6 +112,7 @@ def langevin_claims(root: Path | None = None) -> list[Claim]:
         *bandit_claims(runs.data_root() / "bandit"),
         *(beats("nclql", "sac", task, LANGEVIN, "is competitive with", root) for task in tasks),
         *(beats("nclql", "lql", task, LANGEVIN, "returns at least as much as", root) for task in tasks),
+        *ablation_claims(runs.data_root() / "runs" / "langevin-ablations"),
         cost_claim(runs.data_root() / "bench" / "cpu.json"),
     ]
 
@@ -152,20 +153,37 @@ def bandit_claims(study: Path) -> list[Claim]:
 def beats(
     ours: str, theirs: str, env_id: str, chapter: str, words: str, root=None, size="small", step=100_000
 ) -> Claim:
-    """Two agents on a task at the same number of steps and updates, from main runs of one size: "reproduced" if the
-    95 % bootstrap interval of the difference lies above zero, "not reproduced" if below, else "undecided"."""
+    """Two agents on a task at the same number of steps and updates, from main runs of one size; see `difference`."""
     names = {agent: agent_name(agent) for agent in (ours, theirs)}
     text = f"{names[ours]} {words} {names[theirs]} on {env_id} ({step // 1000}k steps, size {size})"
     scores = []
     for agent in (ours, theirs):
         rows = runs.load(*(out for out in main_runs(agent, size, root) if on_task(out, env_id)))
         scores.append(score_at(rows, step) if len(rows) else pd.Series(dtype=float))
-    if any(len(s) == 0 for s in scores):
-        return Claim(chapter, text, "not run", "no run recorded")
-    low, high = stats.bootstrap_difference(*scores)
+    return Claim(chapter, text, *difference(*scores))
+
+
+def difference(ours: pd.Series, theirs: pd.Series) -> tuple[str, str]:
+    """Verdict and evidence on "ours is at least theirs", from the scores of runs: "reproduced" if the 95 % bootstrap
+    interval of the difference lies above zero, "not reproduced" if below, else "undecided"."""
+    if len(ours) == 0 or len(theirs) == 0:
+        return "not run", "no run recorded"
+    low, high = stats.bootstrap_difference(ours, theirs)
     word = "reproduced" if low >= 0 else "not reproduced" if high <= 0 else "undecided"
-    both = " and ".join(f"{s.mean():.0f} (n = {len(s)})" for s in scores)
-    return Claim(chapter, text, word, f"{both}; difference [{low:.0f}, {high:.0f}]")
+    both = " and ".join(f"{s.mean():.4g} (n = {len(s)})" for s in (ours, theirs))
+    return word, f"{both}; difference [{low:.3g}, {high:.3g}]"
+
+
+def ablation_claims(place: Path) -> list[Claim]:
+    """From the recorded ablations: what noise conditioning and annealing are worth on the task of the study."""
+    study = studies.LANGEVIN
+    rows, task = studies.load(study, place), study.protocol["env_id"]
+    score = {label: score_at(r, study.protocol["steps"]) for label, r in rows.groupby("variant")} if len(rows) else {}
+    found, none = [], pd.Series(dtype=float)
+    for other in ("LQL", "LQL, annealed steps"):
+        text = f"NC-LQL returns more than {other} at as many gradients on {task} ({study.protocol['steps']:,} steps)"
+        found.append(Claim(LANGEVIN, text, *difference(score.get("NC-LQL", none), score.get(other, none))))
+    return found
 
 
 def on_task(out: Path, env_id: str | None = None, n_envs: int = 1) -> bool:

@@ -106,6 +106,10 @@ def test_one_agent_beats_another_only_if_the_interval_of_the_difference_says_so(
     assert report.beats("nclql", "sac", "Walker2d-v5", "here", "beats", tmp_path).verdict == "not run"
 
 
+def test_ablations_that_are_not_recorded_have_no_verdict(tmp_path):
+    assert {c.verdict for c in report.ablation_claims(tmp_path)} == {"not run"}
+
+
 def test_runs_with_another_number_of_updates_a_step_are_not_compared(tmp_path):
     write_pair(tmp_path, [1, 2, 3], [1, 2, 3], n_envs=5)
     assert report.beats("nclql", "sac", "Hopper-v5", "here", "beats", tmp_path).verdict == "not run"
