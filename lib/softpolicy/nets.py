@@ -197,12 +197,21 @@ class LevelCritic(nn.Module):
         return mish(h) if self.variant == "flow-rl" else h
 
     def forward(self, obs: Tensor, action: Tensor, level: int | Tensor | None = None) -> Tensor:
-        """obs `[S, B, O]`, action `[S, B, A]` (it may lie outside the box), level `[S, B]` or one number."""
+        """obs `[S, B, O]`, action `[S, B, A]` (it may lie outside the box), level `[S, B]` or one number.
+
+        ValueError for an action of another shape.
+        """
+        self._check(action, obs)
         x = torch.cat((obs, action), -1).unsqueeze(1).expand(-1, self.members, -1, -1)  # [S, E, B, O+A]
         if self.levels:
             h = self.embedding(level)
             x = torch.cat((x, h.expand(*x.shape[:3], 16)), -1)
         return self.body(x).squeeze(-1)
+
+    def _check(self, action: Tensor, obs: Tensor) -> None:
+        expected = (*obs.shape[:2], self.n_act)
+        if action.shape != expected:
+            raise ValueError(f"actions for these observations must have shape {expected}, got {tuple(action.shape)}")
 
     @torch.no_grad()
     def action_gradient(self, obs: Tensor) -> Callable[[Tensor, int], Tensor]:
@@ -223,6 +232,7 @@ class LevelCritic(nn.Module):
 
         @torch.no_grad()
         def gradient(action: Tensor, level: int = 0) -> Tensor:
+            self._check(action, obs)
             if level not in shifted:
                 shifted.clear()
                 shifted[level] = base + flat(self.embedding(level) @ w_level) if self.levels else base

@@ -87,6 +87,15 @@ def test_value_and_action_gradient_agree_with_autograd_sample_by_sample(s, b, n_
     assert all(p.grad is None for p in c.parameters())
 
 
+def test_actions_of_another_shape_are_refused():
+    c, obs = critic((0, 1)), torch.zeros(2, 3, O).double()
+    for action in (torch.zeros(2, 3, A + 1), torch.zeros(2, 4, A), torch.zeros(1, 3, A)):
+        with pytest.raises(ValueError, match="must have shape"):
+            c(obs, action.double(), 0)
+        with pytest.raises(ValueError, match="must have shape"):
+            c.action_gradient(obs)(action.double(), 0)
+
+
 def test_level_embedding_has_the_authors_numbers():
     e = nets.level_embedding(10)
     assert torch.equal(e[0], torch.tensor([0.0] * 8 + [0.25] * 8))
