@@ -16,6 +16,11 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from softpolicy import streams as rng
 
+for _name, _layout in {"MultiGoal": "four", "MultiGoalMaxEntropy": "three"}.items():
+    for _end, _walls in {"": (), "Walls": True}.items():
+        gym.register(f"softpolicy/{_name}{_end}-v0", "softpolicy.multigoal:MultiGoal", max_episode_steps=30,
+                     kwargs={"layout": _layout, "walls": _walls})  # fmt: skip
+
 
 class Unstable(gym.Wrapper):
     """Turns the exception of a DeepMind Control simulation that blew up into NaN, so that one seed ends and not all."""
