@@ -34,6 +34,7 @@ LANGEVIN = Study(
     variants={
         "nclql": ("NC-LQL", "nclql", {}),
         "lql": ("LQL", "lql", {}),
+        "lql-large-steps": ("LQL, steps of 0.001", "lql", dict(step_lr=1e-3)),
         "lql-annealed": ("LQL, annealed steps", "lql", dict(levels=10, langevin_steps=2)),
         "levels-5": ("5 levels, 4 steps each", "nclql", dict(levels=5, langevin_steps=4)),
         "levels-20": ("20 levels, 1 step each", "nclql", dict(levels=20, langevin_steps=1)),
