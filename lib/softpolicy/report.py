@@ -141,7 +141,7 @@ def bandit_claims(study: Path) -> list[Claim]:
         rows = table[(table["critic"] == critic) & (table["sampler"] == sampler)]
         covers = (rows["modes"] > 6.5) & (rows["mean"] > 0.7)
         text = f"{sampler}, {critic} noise, covers a multimodal bandit: 6.5 of 8 modes at a mean reward of 0.7 or more"
-        span = {name: f"{rows[name].min():.2g} to {rows[name].max():.2g}" for name in ("modes", "mean", "tv")}
+        span = {name: f"{rows[name].min():.2f} to {rows[name].max():.2f}" for name in ("modes", "mean", "tv")}
         evidence = (
             f"{span['modes']} of 8 modes, mean reward {span['mean']} over {len(rows)} critics; total variation to the"
             f" soft policy of the same w {span['tv']}"
@@ -180,7 +180,7 @@ def ablation_claims(place: Path) -> list[Claim]:
     rows, task = studies.load(study, place), study.protocol["env_id"]
     score = {label: score_at(r, study.protocol["steps"]) for label, r in rows.groupby("variant")} if len(rows) else {}
     found, none = [], pd.Series(dtype=float)
-    for other in ("LQL", "LQL, annealed steps"):
+    for other in ("LQL", "LQL, steps of 0.001", "LQL, annealed steps"):
         text = f"NC-LQL returns more than {other} at as many gradients on {task} ({study.protocol['steps']:,} steps)"
         found.append(Claim(LANGEVIN, text, *difference(score.get("NC-LQL", none), score.get(other, none))))
     return found
