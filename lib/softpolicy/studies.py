@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -84,7 +85,10 @@ def main() -> None:
     for variant in args.variants or study.variants:
         if variant not in study.variants:
             parser.error(f"unknown variant '{variant}'; accepted are {', '.join(study.variants)}")
-        rows = run(study, variant, args.out)
+        try:
+            rows = run(study, variant, args.out)
+        except runs.RunError as e:
+            sys.exit(f"error: {e}")
         last = rows[rows["step"] == rows["step"].max()]["return"]
         print(f"{variant}: {last.mean():.1f} at the last evaluation", flush=True)
 
