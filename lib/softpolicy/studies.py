@@ -16,6 +16,7 @@ import pandas as pd
 import torch
 
 from softpolicy import runs
+from softpolicy.agents.s2ac import RELEASE
 from softpolicy.train import train
 
 
@@ -31,7 +32,7 @@ class Study(NamedTuple):
 LANGEVIN = Study(
     protocol=dict(env_id="Reacher-v5", seeds=[0, 1, 2, 3, 4], steps=30_000, n_envs=5, warmup=1_000, eval_every=2_500,
                   eval_episodes=10, checkpoint_every=10_000),
-    common=dict(width=64, batch=64, lr=1e-3),
+    common=dict(width=64, batch=100, lr=1e-3),
     variants={
         "nclql": ("NC-LQL", "nclql", {}),
         "lql": ("LQL", "lql", {}),
@@ -50,6 +51,39 @@ LANGEVIN = Study(
         "flow-rl": ("network of flow-rl", "nclql", dict(network="flow-rl")),
     },
 )  # fmt: skip
+
+# The multi-goal tasks (chapter *Stein soft actor-critic*), one temperature for all. S2AC as the authors ran it there,
+# with ten particles and ten steps from a fixed start; ours is that no step passes the bound of invertibility.
+ALPHA = 0.2
+START, CAP = dict(start="none"), dict(step_cap=0.9)
+LEARNED = CAP | dict(std_min=0.02)
+STEIN = {
+    "sac": ("SAC", "sac", dict(init_alpha=ALPHA, learn_alpha=False)),
+    "sql": ("SQL", "sql", dict(alpha=ALPHA)),
+    "s2ac": ("S2AC", "s2ac", dict(svgd_steps=10, amortised=True, **START, **CAP)),
+    "s2ac-release": ("S2AC as released", "s2ac", RELEASE | dict(svgd_steps=10, **START)),
+    "s2ac-learned": ("S2AC, learned start, 3 steps", "s2ac", dict(svgd_steps=3, **LEARNED)),
+}
+STEIN_ABLATIONS = {
+    "s2ac-3-steps": ("S2AC, 3 steps", "s2ac", dict(svgd_steps=3, **START, **CAP)),
+    "s2ac-learned-0": ("S2AC, learned start, no step", "s2ac", dict(svgd_steps=0, **LEARNED)),
+    "s2ac-uncapped": ("S2AC, steps not capped", "s2ac", dict(svgd_steps=10, **START)),
+    "s2ac-diagonal": ("S2AC, diagonal start, 3 steps", "s2ac", dict(svgd_steps=3, start="diagonal", **LEARNED)),
+    "s2ac-full": ("S2AC, full covariance, 3 steps", "s2ac", dict(svgd_steps=3, start="full", **LEARNED)),
+    "s2ac-small-steps": ("S2AC, 20 steps of 0.01", "s2ac", dict(svgd_steps=20, svgd_lr=0.01, **START)),
+}
+MULTIGOAL = {
+    layout: Study(
+        protocol=dict(env_id=env_id, seeds=[0, 1, 2, 3, 4], steps=10_000, warmup=2_000, eval_every=400, eval_episodes=1,
+                      checkpoint_every=100_000),
+        common=dict(width=64, batch=100, lr=1e-3),
+        variants=variants,
+    )
+    for layout, env_id, variants in (
+        ("three", "softpolicy/MultiGoalMaxEntropy-v0", STEIN | STEIN_ABLATIONS),
+        ("four", "softpolicy/MultiGoal-v0", STEIN),
+    )
+}  # fmt: skip
 
 STUDIES = {"langevin": LANGEVIN}
 

@@ -107,6 +107,29 @@ def train(
     return runs.load(out)
 
 
+def trained(out, device: str = "cpu"):
+    """The agent of the run in folder `out`, as its last checkpoint has it, for all seeds of the run.
+
+    Raises `runs.RunError` if there is no run or no checkpoint (recorded runs come without).
+    """
+    identity = runs.manifest(out)["identity"]
+    prefix = identity["agent"] + "."
+    settings = {key.removeprefix(prefix): value for key, value in identity.items() if key.startswith(prefix)}
+    config = importlib.import_module(f"softpolicy.agents.{identity['agent']}").Config(**settings)
+    env = envs.vector(identity["env_id"], 1)
+    n_obs, n_act = env.single_observation_space.shape[0], env.single_action_space.shape[0]
+    env.close()
+    agent, run = config.build(n_obs, n_act, identity["seeds"], device), runs.Run(out, identity)
+    try:
+        state = run.load_checkpoint(device, torch.device(device).type)
+    finally:
+        run.close()
+    if state is None:
+        raise runs.RunError(f"{out} holds no checkpoint.pt yet; train there first")
+    agents.restore(agent, state["agent"])
+    return agent
+
+
 def check(seeds, device, **counts) -> None:
     """ValueError, in one sentence, unless the seeds are distinct, the counts positive and the device is there."""
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:

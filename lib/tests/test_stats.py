@@ -81,3 +81,26 @@ def test_interval_of_a_difference():
     mirrored = stats.bootstrap_difference(-x, -y)
     assert (-mirrored[1], -mirrored[0]) == pytest.approx((low, high), abs=1e-9)
     assert stats.bootstrap_difference([2.0], [0.5]) == (1.5, 1.5)
+
+
+@pytest.mark.parametrize("d", [1, 2])
+def test_neighbour_entropy_of_gaussians_and_boxes(d):
+    """Of N(0, 0.1^2 I) it is d (1 + log(2 pi 0.01)) / 2, of the unit box 0, up to effects of the box's edge."""
+    g = np.random.default_rng(d)
+    normal = stats.neighbour_entropy(0.1 * g.normal(size=(20, 400, d)))
+    assert normal.shape == (20,)
+    assert normal.mean() == pytest.approx(d / 2 * (1 + np.log(2 * np.pi * 0.01)), abs=0.03 * d)
+    assert stats.neighbour_entropy(g.uniform(size=(20, 400, d))).mean() == pytest.approx(0, abs=0.05 * d)
+
+
+@given(hnp.arrays(float, (12, 2), elements=st.floats(-1, 1), unique=True), st.floats(0.1, 10), st.floats(-3, 3))
+def test_neighbour_entropy_follows_shifts_turns_and_scales(x, scale, angle):
+    turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    x = x + 1e-3 * np.arange(12)[:, None]  # no three points the same
+    moved = stats.neighbour_entropy(scale * x @ turn + 1.0)
+    assert moved == pytest.approx(stats.neighbour_entropy(x) + 2 * np.log(scale), abs=1e-4)
+
+
+def test_neighbour_entropy_wants_more_points_than_neighbours():
+    with pytest.raises(ValueError, match="more than k = 3 points, got 3"):
+        stats.neighbour_entropy(np.zeros((3, 2)))

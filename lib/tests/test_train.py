@@ -21,7 +21,7 @@ from softpolicy import runs
 from softpolicy import streams as rng
 from softpolicy.agents import lql, nclql, sac
 from softpolicy.settings import size_of, sized
-from softpolicy.train import Loop, train
+from softpolicy.train import Loop, train, trained
 
 TINY = sac.Config(width=16, batch=8)
 SHORT = dict(warmup=20, eval_every=30, eval_episodes=2, checkpoint_every=40)
@@ -375,6 +375,19 @@ def test_sizes_are_the_same_for_every_agent_and_named():
         sized(sac.Config, "huge")
     with pytest.raises(ValueError, match="unknown setting wdith of sac"):
         sized(sac.Config, "small", wdith=3)
+
+
+def test_the_trained_agent_of_a_run_comes_back(tmp_path):
+    with pytest.raises(runs.RunError, match="manifest"):
+        trained(tmp_path)
+    config = sac.Config(width=16, batch=8, init_alpha=0.3)
+    train(config, "Line-v0", [4, 2], 60, tmp_path, **SHORT)
+    agent, state = trained(tmp_path), torch.load(tmp_path / "checkpoint.pt", weights_only=True)["agent"]["nets"]
+    assert agent.config == config
+    assert all(torch.equal(value, state[name]) for name, value in agent.state_dict().items())
+    (tmp_path / "checkpoint.pt").unlink()
+    with pytest.raises(runs.RunError, match="checkpoint"):
+        trained(tmp_path)
 
 
 def test_a_line_cut_short_and_rows_after_the_checkpoint_are_dropped(tmp_path):

@@ -1,0 +1,180 @@
+"""What agents do in the multi-goal tasks, while they learn and when a wall is put in: the recorded study of chapter
+*Stein soft actor-critic*.
+
+`python -m softpolicy.multigoal_study --out data/runs/multigoal` trains the variants of `studies.MULTIGOAL`, each in
+slices, in folders TASK/VARIANT, and puts beside the rows of each run
+
+`progress.csv`  after each slice and for each seed: where 100 sampled episodes end, their return and length
+`final.csv`     at the end: the same for 300 episodes, for each way of choosing the action, without and with the wall
+`entropy.csv`   at the end: the policy's entropy along sampled paths and at the probes of S2AC's released code, and the
+                soft return
+`paths.csv`     at the end: sampled paths to draw, without and with the wall
+
+and TASK/exact.json, the same numbers of the soft-optimal policy.
+
+Everything is measured on actions that the policy draws; no agent's own estimate of its density enters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from softpolicy import multigoal, runs, stats, studies
+from softpolicy import streams as rng
+from softpolicy.multigoal_exact import SoftOptimum
+from softpolicy.studies import ALPHA
+from softpolicy.train import trained
+
+SLICES = 10  # of the training after the warm-up; progress.csv has a row a seed after each
+
+
+def policy(agent, seeds, name: str, select: str | None = None):
+    """The agent as a policy of `multigoal.simulate` for positions `[S, N, 2]`, with random numbers of its own."""
+    streams, choice = rng.generators(seeds, name), {} if select is None else {"select": select}
+    return lambda position: agent.act(torch.as_tensor(position, dtype=torch.float32), streams, **choice).numpy()
+
+
+def ends(agent, seeds, layout: str, episodes: int, walls=(), select: str | None = None) -> pd.DataFrame:
+    """A row a seed about sampled episodes: the share that ends at each goal, g0, g1, ..., and at none, mean return and
+    length, the share that hits a wall, and of these the share that still reaches a goal (NaN if none does)."""
+    found = multigoal.simulate(policy(agent, seeds, "episodes", select), layout, (len(seeds), episodes), walls)
+    table = {"seed": list(seeds)}
+    table |= {f"g{i}": (found.goal == i).mean(1) for i in range(len(multigoal.GOALS[layout]))}
+    table |= {"none": (found.goal < 0).mean(1), "return": found.value.mean(1), "steps": found.steps.mean(1)}
+    hit = found.collided.sum(1)
+    recovered = (found.collided & (found.goal >= 0)).sum(1) / np.where(hit, hit, np.nan)
+    return pd.DataFrame(table | {"collided": found.collided.mean(1), "recovered": recovered})
+
+
+def entropies(agent, seeds, position: np.ndarray, draws: int, name: str) -> np.ndarray:
+    """The policy's entropy at positions `[S, N, 2]`, `[S, N]` in nats, from nearest neighbours among its actions."""
+    act, found = policy(agent, seeds, name), []
+    for part in np.array_split(position, -(-position.shape[1] // 8), axis=1):  # few states at a time to save memory
+        actions = act(np.repeat(part, draws, 1)).reshape(len(part), -1, draws, 2)
+        found.append(stats.neighbour_entropy(actions))
+    return np.concatenate(found, 1)
+
+
+def along_paths(agent, seeds, layout: str, gamma: float, alpha: float, episodes: int = 16, draws: int = 64):
+    """Rows about the entropy of the policy before step t of sampled episodes, and at the probes; and, a row a seed,
+    `soft`: the mean of `sum_t gamma^t (r_t + alpha H_t)`, what a maximum-entropy policy maximises."""
+    found = multigoal.simulate(policy(agent, seeds, "paths"), layout, (len(seeds), episodes))
+    rows, soft, goals = [], np.zeros(len(seeds)), multigoal.goals_of(layout)
+    for t in range(multigoal.STEPS):
+        here, after = found.path[t], found.path[t + 1]
+        alive = found.steps > t  # [S, N]
+        if not alive.any():
+            break
+        h = entropies(agent, seeds, here, draws, f"entropy {t}")
+        gained = multigoal.reward(after, after - here, goals) + alpha * h
+        soft += gamma**t * np.where(alive, gained, 0).mean(1)
+        mean = np.where(alive, h, 0).sum(1) / alive.sum(1).clip(1)
+        rows += [{"where": "path", "at": t, "seed": s, "entropy": mean[i], "n": alive[i].sum()}
+                 for i, s in enumerate(seeds) if alive[i].any()]  # fmt: skip
+    probes = np.tile(multigoal.PROBES[layout], (len(seeds), 1, 1))
+    h = entropies(agent, seeds, probes, 4 * draws, "probes")
+    rows += [{"where": "probe", "at": k, "seed": s, "entropy": h[i, k], "n": 4 * draws}
+             for i, s in enumerate(seeds) for k in range(h.shape[1])]  # fmt: skip
+    rows += [{"where": "soft", "at": 0, "seed": s, "entropy": soft[i], "n": episodes} for i, s in enumerate(seeds)]
+    return pd.DataFrame(rows)
+
+
+def follow(layout: str, variant: str, out, **changes) -> None:
+    """Train a variant in slices and describe it after each and at the end; what is there is not made again.
+
+    `changes` replace arguments of the study's protocol.
+    """
+    study, place = studies.MULTIGOAL[layout], Path(out) / layout
+    protocol = study.protocol | changes
+    seeds, warmup, steps, folder = protocol["seeds"], protocol["warmup"], protocol["steps"], place / variant
+    done = pd.read_csv(folder / "progress.csv") if (folder / "progress.csv").exists() else pd.DataFrame({"step": []})
+    for until in [warmup + (steps - warmup) * k // SLICES for k in range(1, SLICES + 1)]:
+        if (done["step"] >= until).any():
+            continue
+        studies.run(study, variant, place, **(changes | {"steps": until}))
+        rows = ends(trained(folder), seeds, layout, 100)
+        done = pd.concat([done, rows.assign(step=until)], ignore_index=True)
+        write(folder, "progress", done)
+        print(f"{layout} {variant}, step {until}: mean return {rows['return'].mean():.1f}", flush=True)
+    if not (folder / "paths.csv").exists():
+        agent, gamma = trained(folder), studies.config(study, variant).gamma
+        write(folder, "final", final(agent, seeds, layout))
+        write(folder, "entropy", along_paths(agent, seeds, layout, gamma, ALPHA))
+        write(folder, "paths", paths(agent, seeds, layout))
+
+
+def final(agent, seeds, layout: str) -> pd.DataFrame:
+    """`ends` for each action selection that the agent has, without and with the task's wall."""
+    selects = ["random", "best", "softmax"] if "evaluate" in vars(agent.config) else ["random"]
+    selects += ["amortised"] if getattr(agent.config, "amortised", False) else []
+    tables = []
+    for select in selects:
+        for walls in ((), True):
+            rows = ends(agent, seeds, layout, 300, walls, select if len(selects) > 1 else None)
+            tables.append(rows.assign(select=select, walls=bool(walls)))
+    return pd.concat(tables, ignore_index=True)
+
+
+def paths(agent, seeds, layout: str, episodes: int = 20) -> pd.DataFrame:
+    """Positions of a few sampled episodes of each seed, to the end of each."""
+    rows = []
+    for walls in ((), True):
+        found = multigoal.simulate(policy(agent, seeds, "pictures"), layout, (len(seeds), episodes), walls)
+        for i, e in np.ndindex(found.steps.shape):
+            rows += [{"walls": bool(walls), "seed": seeds[i], "episode": e, "t": t, "x": x, "y": y}
+                     for t, (x, y) in enumerate(found.path[: found.steps[i, e] + 1, i, e])]  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def exact(layout: str, episodes: int = 200) -> dict:
+    """The soft-optimal policy at the study's temperature: shares of the goals, undiscounted return, steps and soft
+    return in expectation; its entropy at the probes and before step t of sampled episodes."""
+    optimum, generator = SoftOptimum(layout, ALPHA), torch.Generator().manual_seed(0)
+    end = optimum.outcome()
+    found = multigoal.simulate(lambda position: optimum.act(position, generator), layout, episodes)
+    path = [optimum.at(optimum.entropy, found.path[t, found.steps > t]).mean().item() for t in range(found.steps.max())]
+    return {
+        "shares": end.shares.tolist(),
+        "return": end.value,
+        "steps": end.steps,
+        "soft": optimum.at(optimum.value, np.zeros(2)).item(),
+        "probes": optimum.at(optimum.entropy, multigoal.PROBES[layout]).tolist(),
+        "path": path,
+    }
+
+
+def write(folder: Path, name: str, table: pd.DataFrame) -> None:
+    """A table as CSV."""
+    table.to_csv(folder / f"{name}.csv", index=False, float_format="%.5g")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m softpolicy.multigoal_study", description=__doc__.splitlines()[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder for the runs, TASK/VARIANT below it")
+    parser.add_argument("--tasks", nargs="+", choices=studies.MULTIGOAL, default=list(studies.MULTIGOAL))
+    parser.add_argument("--variants", nargs="+", help="only these")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for layout in args.tasks:
+        if not (reference := args.out / layout / "exact.json").exists():
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            reference.write_text(json.dumps(exact(layout), indent=1) + "\n")
+        variants = studies.MULTIGOAL[layout].variants
+        for variant in args.variants or variants:
+            if variant not in variants:
+                parser.error(f"unknown variant '{variant}'; accepted are {', '.join(variants)}")
+            try:
+                follow(layout, variant, args.out)
+            except runs.RunError as e:
+                sys.exit(f"error: {e}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,94 @@
+"""What the multi-goal study measures, on policies whose answers are known."""
+
+import math
+import types
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from softpolicy import multigoal, runs, studies
+from softpolicy import multigoal_study as study
+from softpolicy import streams as rng
+
+SPREAD = 0.1
+GAUSSIAN_ENTROPY = 1 + math.log(2 * math.pi * SPREAD**2)
+
+
+class Walker:
+    """Seed i goes towards goal i of the three in steps of 0.4, with Gaussian noise in each coordinate."""
+
+    def __init__(self, noise: float):
+        self.noise = noise
+
+    def act(self, obs, streams):
+        goals = torch.as_tensor(multigoal.GOALS["three"], dtype=torch.float32)[: len(obs), None]
+        step = 0.4 * (goals - obs) / (goals - obs).norm(dim=-1, keepdim=True).clamp(min=1e-6)
+        return step + self.noise * rng.normal(streams, obs.shape[1], 2)
+
+
+def test_ends_of_straight_walks():
+    """Three seeds, three goals at distance 5 that end within 0.5: 12 steps of 0.4; the wall stops only seed 1."""
+    free = study.ends(Walker(0.0), [0, 1, 2], "three", 7)
+    assert free[["g0", "g1", "g2"]].to_numpy().tolist() == np.eye(3).tolist()
+    assert (free["none"] == 0).all() and (free["steps"] == 12).all() and free["recovered"].isna().all()
+    distance = 5 - 0.4 * np.arange(1, 13)
+    assert free["return"].to_numpy() == pytest.approx(10 - 12 * 30 * 0.16 - np.square(distance).sum(), rel=1e-5)
+    walled = study.ends(Walker(0.0), [0, 1, 2], "three", 7, True)
+    assert walled["collided"].tolist() == [0, 1, 0] and walled["none"].tolist() == [0, 1, 0]
+    assert walled["recovered"][1] == 0 and math.isnan(walled["recovered"][0])
+
+
+def test_entropies_of_a_gaussian_policy():
+    position = np.zeros((2, 11, 2))
+    h = study.entropies(Walker(SPREAD), [3, 4], position, 200, "here")
+    assert h.shape == (2, 11)
+    assert h.mean() == pytest.approx(GAUSSIAN_ENTROPY, abs=0.1)
+
+
+def test_soft_return_of_a_gaussian_policy():
+    """Along paths the entropy is the Gaussian's; the soft return is that of the rewards plus its discounted sum."""
+    table = study.along_paths(Walker(SPREAD), [0, 1], "three", 0.9, 2.0, episodes=12, draws=200)
+    path, soft = table[table["where"] == "path"], table[table["where"] == "soft"].set_index("seed")["entropy"]
+    assert path["entropy"].to_numpy() == pytest.approx(GAUSSIAN_ENTROPY, abs=0.25)
+    assert (path[path["at"] == 0]["n"] == 12).all()
+    found = multigoal.simulate(study.policy(Walker(SPREAD), [0, 1], "paths"), "three", (2, 12))
+    for s in (0, 1):
+        sums = []
+        for i in range(12):
+            gained = [multigoal.reward(b, b - a, multigoal.GOALS["three"])
+                      for a, b in zip(found.path[:-1, s, i], found.path[1:, s, i], strict=True)]  # fmt: skip
+            n = found.steps[s, i]
+            sums.append(sum(0.9**t * (gained[t] + 2.0 * GAUSSIAN_ENTROPY) for t in range(n)))
+        assert soft[s] == pytest.approx(np.mean(sums), abs=1.0)
+
+
+def test_each_selection_is_measured_with_and_without_the_wall():
+    chosen = []
+
+    class Chooser(Walker):
+        config = types.SimpleNamespace(evaluate="softmax", amortised=True)
+
+        def act(self, obs, streams, select):
+            chosen.append(select)
+            return super().act(obs, streams)
+
+    table = study.final(Chooser(0.0), [0, 1, 2], "three")
+    assert set(chosen) == {"random", "best", "softmax", "amortised"} == set(table["select"])
+    assert table.groupby(["select", "walls"]).size().eq(3).all()
+
+
+def test_a_variant_is_followed_once(tmp_path):
+    short = dict(steps=30, warmup=20, eval_every=1)
+    study.follow("three", "sac", tmp_path, **short)
+    folder = tmp_path / "three" / "sac"
+    progress = pd.read_csv(folder / "progress.csv")
+    assert progress["step"].unique().tolist() == list(range(21, 31)) and len(progress) == 10 * 5
+    shares = progress[["g0", "g1", "g2", "none"]].sum(axis=1)
+    assert shares.to_numpy() == pytest.approx(1.0, abs=1e-3)
+    before = {p.name: p.read_bytes() for p in folder.glob("*.csv")}
+    study.follow("three", "sac", tmp_path, **short)
+    assert before == {p.name: p.read_bytes() for p in folder.glob("*.csv")}
+    assert runs.manifest(folder)["status"] == "complete"
+    assert (studies.load(studies.MULTIGOAL["three"], tmp_path / "three")["variant"] == "SAC").all()
