@@ -18,21 +18,29 @@ from pathlib import Path
 import numpy as np
 import torch
 from plain_nclql import PlainNCLQL
+from plain_s2ac import PlainS2AC, ReleasedS2AC
 from plain_sac import PlainSAC
 
 from softpolicy import device as devices
 from softpolicy import envs, runs
 from softpolicy import streams as rng
-from softpolicy.agents import lql, nclql, sac
+from softpolicy.agents import lql, nclql, s2ac, sac, sql
 from softpolicy.replay import Replay
 from softpolicy.train import Loop
 
 TASKS = ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5", "dm_control/cheetah-run"]
-SIZES = {"paper": (256, 256), "small": (128, 128), "tiny": (64, 64)}  # width, batch
+SIZES = {"paper": None, "small": (128, 128), "tiny": (64, 64)}  # width, batch; None: the agent's own
 N_OBS, N_ACT = 17, 6  # HalfCheetah
 SEEDS = [0, 1, 2, 3, 4]
-AGENTS = {"sac": sac, "lql": lql, "nclql": nclql}
-PLAIN = {"sac": PlainSAC, "nclql": PlainNCLQL}  # single-seed yardsticks in plain PyTorch
+AGENTS = {"sac": sac, "lql": lql, "nclql": nclql, "sql": sql, "s2ac": s2ac}
+PLAIN = {"sac": PlainSAC, "nclql": PlainNCLQL, "s2ac": PlainS2AC}  # single-seed yardsticks in plain PyTorch
+RELEASED = {"s2ac": ReleasedS2AC}  # single-seed yardsticks, the way of the released code; slow
+
+
+def sizes(agent: str, size: str) -> tuple[int, int]:
+    """Width and batch; at size paper the agent's own, for SQL and S2AC 256 and 100."""
+    config = AGENTS[agent].Config()
+    return SIZES[size] or (config.width, config.batch)
 
 
 def clock(device: str) -> float:
@@ -44,11 +52,14 @@ def clock(device: str) -> float:
 
 
 def in_turns(functions: list[Callable], device: str, rounds: int) -> list[float]:
-    """Median seconds a call of each function; the functions take turns, about 0.3 s each a round."""
+    """Median seconds a call of each function; the functions take turns, about 0.3 s or one call each a round."""
     calls, times = [], [[] for _ in functions]
     for f in functions:
         for _ in range(6):  # warm-up; CUDA graphs are captured here
+            start = clock(device)
             f()
+            if clock(device) - start > 1:  # a function this slow needs no more of it
+                break
         start = clock(device)
         f(), f()
         calls.append(max(1, int(0.3 / max((clock(device) - start) / 2, 1e-6))))
@@ -75,7 +86,7 @@ class Rig:
     """An agent of the library with a replay, as `device.captured` wants to see it; calling it is one update."""
 
     def __init__(self, agent: str, seeds, size: str, device: str, eager: bool = False):
-        width, batch = SIZES[size]
+        width, batch = sizes(agent, size)
         config = AGENTS[agent].Config(width=width, batch=batch)
         self.device, self.agent = device, config.build(N_OBS, N_ACT, seeds, device)
         self.streams = {"sample": rng.generators(seeds, "sample", device=device)}
@@ -92,10 +103,10 @@ class Rig:
         self.agent.act(self.obs, self.streams["sample"])
 
 
-def plain(agent: str, size: str, device: str) -> Callable:
+def plain(agent: str, size: str, device: str, yardsticks: dict = PLAIN) -> Callable:
     """One update of a yardstick, its replay sampled the plain way."""
-    width, batch = SIZES[size]
-    model, rows = PLAIN[agent](N_OBS, N_ACT, width, device=device), filled_replay(1, device).rows[0]
+    width, batch = sizes(agent, size)
+    model, rows = yardsticks[agent](N_OBS, N_ACT, width, device=device), filled_replay(1, device).rows[0]
     parts = [rows[:, a:b].contiguous() for a, b in ((0, 17), (17, 23), (23, 24), (24, 41), (41, 42))]
 
     def update():
@@ -140,6 +151,8 @@ def updates(device: str, rounds: int) -> list[dict]:
             timed += [("action", agent, 1, one.act), ("action", agent, 5, five.act)]
             if agent in PLAIN:
                 timed.insert(0, ("update", f"plain PyTorch {agent}", 1, plain(agent, size, device)))
+            if agent in RELEASED and size == "paper":
+                timed.insert(0, ("update", f"released way {agent}", 1, plain(agent, size, device, RELEASED)))
             seconds = in_turns([f for *_, f in timed], device, rounds)
             for (what, name, n, _), t in zip(timed, seconds, strict=True):
                 table.append({"what": f"{what}, {size}", "name": name, "seeds": n, "per_second": 1 / t})
@@ -151,7 +164,7 @@ def loops(device: str, rounds: int) -> list[dict]:
     evaluations a second (10 episodes a seed), which come on top: at full scale one every 5,000 steps."""
     table = []
     for size, seeds in (("paper", [0]), ("paper", SEEDS), ("small", SEEDS)):
-        width, batch = SIZES[size]
+        width, batch = sizes("sac", size)
         with tempfile.TemporaryDirectory() as out:
             loop = Loop(sac.Config(width=width, batch=batch), "HalfCheetah-v5", seeds, 100_000, 10, device)
             run = runs.Run(out, {"agent": "sac"})
@@ -183,34 +196,57 @@ def net(n_in: int, hidden: int, width: int, n_out: int) -> int:
 
 def flop(agent: str, size: str) -> float:
     """Floating-point operations in the matrix products of one update of one seed."""
-    width, batch = SIZES[size]
+    width, batch = sizes(agent, size)
     if agent == "sac":
         first = (N_OBS + N_ACT) * width
         actor, critic = net(N_OBS, 2, width, 2 * N_ACT), net(N_OBS + N_ACT, 2, width, 1)
         critic_step = 2 * (3 * critic - first)  # forward, weights, inputs of all layers but the first
         actor_step = 3 * actor - N_OBS * width + 2 * 2 * critic  # the critics pass gradients on but learn nothing
         return 2 * batch * (actor + 2 * critic + critic_step + actor_step)
+    if agent in ("sql", "s2ac"):
+        return 2 * batch * stein_work(agent, width)
     n_in = N_OBS + N_ACT + (16 if agent == "nclql" else 0)
     critic, steps = net(n_in, 3, width, 1), 2 if agent == "nclql" else 1
     chain = 20 * 2 * (2 * net(N_ACT, 3, width, 0))  # gradients of two critics; the state's part is computed once
     return 2 * batch * (chain + 2 * critic + steps * 2 * (3 * critic - n_in * width))
 
 
+def stein_work(agent: str, width: int, particles: int = 10, steps: int = 3) -> int:
+    """Multiplications of one update of SQL or S2AC for one state; products of m x m matrices are left out."""
+    first = (N_OBS + N_ACT) * width
+    critic_step = 2 * (3 * net(N_OBS + N_ACT, 2, width, 1) - first)
+    value = 2 * particles * net(N_ACT, 2, width, 1)  # both critics; the state's part is computed once
+    base = 2 * N_OBS * width
+    if agent == "sql":  # values of the target, their actions being uniform; then the score and twice the actor
+        actor = particles * (4 * net(N_OBS + N_ACT, 3, width, N_ACT) - first)
+        return value + base + critic_step + 2 * value + base + actor
+    start = net(N_OBS, 3, width, N_ACT + 1)
+    ahead = steps * 2 * value + value + 2 * base + start
+    here = steps * 4 * value + 2 * value + base + 3 * start - N_OBS * width  # forward and back
+    return ahead + critic_step + here
+
+
 PAIRS = {
     "plain/batched": ("plain PyTorch, one seed, S times", "library, S seeds at once"),
+    "released/batched": ("the released way, one seed", "library, one seed"),
     "separate/batched": ("library, S runs of one seed", "library, S seeds at once"),
     "eager/captured": ("library, eager", "library, CUDA graph"),
 }
 
 
 def compare(pair: str, agent: str, device: str, rounds: int) -> list[dict]:
-    """Ratio of times, first over second of the pair, for every size and S = 1 and 5: above 1 the second is faster."""
+    """Ratio of times, first over second of the pair, for every size and S = 1 and 5: above 1 the second is faster.
+
+    The released way, at seconds an update, with S = 1 alone.
+    """
     table = []
     for size in SIZES:
-        for seeds in ([0], SEEDS):
+        for seeds in ([0],) if pair == "released/batched" else ([0], SEEDS):
             batched = Rig(agent, seeds, size, device)
             if pair == "plain/batched":
                 first = one_after_the_other([plain(agent, size, device) for _ in seeds])
+            elif pair == "released/batched":
+                first = plain(agent, size, device, RELEASED)
             elif pair == "separate/batched":
                 first = one_after_the_other([Rig(agent, [s], size, device) for s in seeds])
             else:
@@ -241,8 +277,9 @@ def main() -> None:
     args = parser.parse_args()
     if "eager/captured" in (args.compare or []) and args.device == "cpu":
         parser.error("eager/captured needs a CUDA device; on a CPU nothing is captured")
-    if "plain/batched" in (args.compare or []) and args.agent not in PLAIN:
-        parser.error(f"there is a plain version of {', '.join(PLAIN)}, not of {args.agent}")
+    for pair, known in (("plain/batched", PLAIN), ("released/batched", RELEASED)):
+        if pair in (args.compare or []) and args.agent not in known:
+            parser.error(f"{pair} knows {', '.join(known)}, not {args.agent}")
     torch.set_num_threads(1)
     devices.keep_memory()
     warnings.filterwarnings("ignore")

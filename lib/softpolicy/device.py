@@ -1,4 +1,4 @@
-"""What makes an update fast on its device: on a GPU a CUDA graph, on a CPU memory that is kept."""
+"""What makes an update fast on its device: on a GPU a CUDA graph, on a CPU memory that is kept and quick products."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ctypes
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 
 def keep_memory() -> None:
@@ -17,6 +18,32 @@ def keep_memory() -> None:
         return
     mallopt(-1, 1 << 30)  # M_TRIM_THRESHOLD
     mallopt(-3, 1 << 25)  # M_MMAP_THRESHOLD, at its maximum
+
+
+ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+
+
+class Product(torch.autograd.Function):
+    """`x @ w + b` for constant w `[N, in, out]` and b `[N, 1, out]` or None, x `[N, n, in]`; differentiable in x, any
+    number of times.
+
+    On a CPU in float32 by oneDNN, which uses all of a CPU where torch's own product (MKL's) may not: on AMD's with
+    AVX-512 it is twice as fast, from about a hundred rows on.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
+        ctx.save_for_backward(w)
+        if ONEDNN is None or x.is_cuda or x.dtype != torch.float32 or x.shape[1] < 128:
+            return x @ w if b is None else torch.baddbmm(b, x, w)
+        biases = [None] * len(w) if b is None else b.squeeze(1)
+        rows = zip(x, w.transpose(1, 2), biases, strict=True)
+        return torch.stack([ONEDNN(x, w, b, "none", [], "") for x, w, b in rows])
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        (w,) = ctx.saved_tensors
+        return Product.apply(grad, w.transpose(1, 2)), None, None
 
 
 def captured(update: Callable[[], dict], loop, eager_calls: int = 3) -> Callable[[], dict]:

@@ -150,6 +150,42 @@ def exact(layout: str, episodes: int = 200) -> dict:
     }
 
 
+def shares(place: Path, layout: str, label: str, walls: bool = False) -> pd.DataFrame:
+    """Recorded shares of the goals and of none, a row for each selection and seed, the index; empty if not run."""
+    folder = next(place / layout / k for k, v in studies.MULTIGOAL[layout].variants.items() if v[0] == label)
+    if not (folder / "final.csv").exists():
+        return pd.DataFrame()
+    rows = pd.read_csv(folder / "final.csv")
+    rows = rows[rows["walls"] == walls].set_index(["select", "seed"])
+    return rows[[f"g{i}" for i in range(len(multigoal.GOALS[layout]))] + ["none"]]
+
+
+def summary(place: Path, layout: str) -> pd.DataFrame:
+    """One row a recorded variant and seed, for sampled actions without the wall: the columns of `ends` and
+
+    goals     those reached in more than 5 % of the episodes
+    distance  the total variation between where episodes end and where those of the soft-optimal policy do
+    soft      the soft return
+    walled    the share of episodes that reach a goal with the wall
+    """
+    best, tables = json.loads((place / layout / "exact.json").read_text()), []
+    for variant, (label, *_) in studies.MULTIGOAL[layout].variants.items():
+        if not (place / layout / variant / "entropy.csv").exists():
+            continue
+        final, entropy = (pd.read_csv(place / layout / variant / f"{name}.csv") for name in ("final", "entropy"))
+        final = final[final["select"] == "random"].set_index("seed")
+        free, goals = final[~final["walls"]], [f"g{i}" for i in range(len(best["shares"]))]
+        table = free.assign(
+            variant=label,
+            goals=(free[goals] > 0.05).sum(axis=1),
+            distance=((free[goals] - best["shares"]).abs().sum(axis=1) + free["none"]) / 2,
+            soft=entropy[entropy["where"] == "soft"].set_index("seed")["entropy"],
+            walled=1 - final[final["walls"]]["none"],
+        )
+        tables.append(table.reset_index())
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+
+
 def write(folder: Path, name: str, table: pd.DataFrame) -> None:
     """A table as CSV."""
     table.to_csv(folder / f"{name}.csv", index=False, float_format="%.5g")

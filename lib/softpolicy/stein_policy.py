@@ -12,13 +12,49 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from softpolicy import streams as rng
+from softpolicy.device import Product
 from softpolicy.nets import MLP, Critic
 from softpolicy.replay import Batch
 from softpolicy.svgd import pairs, velocity
 
-# An activation in place, and the product of g with its derivative from its value h; all can be differentiated again.
+
+class EluBack(torch.autograd.Function):
+    """`g elu'(z)` from h = elu(z), as torch's `elu_backward`, whose own derivative takes five passes over memory."""
+
+    @staticmethod
+    def forward(ctx, g: Tensor, h: Tensor) -> Tensor:
+        ctx.save_for_backward(g, h)
+        return torch.ops.aten.elu_backward(g, 1, 1, 1, True, h)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        g, h = ctx.saved_tensors
+        to_g = EluBack.apply(grad, h) if ctx.needs_input_grad[0] else None
+        return to_g, torch.ops.aten.hardtanh_backward(grad * g, h, -math.inf, 0)  # grad g where h < 0
+
+
+class Elu(torch.autograd.Function):
+    """`max(z, e^min(z, 0) - 1)`: elu, on a CPU by exp2, which is faster there than what torch's elu calls."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor) -> Tensor:
+        if z.is_cuda:
+            h = F.elu(z)
+        else:
+            h = z.clamp(max=0).mul_(math.log2(math.e)).exp2_().sub_(1)
+            torch.maximum(z, h, out=h)
+        ctx.save_for_backward(h)
+        return h
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return EluBack.apply(grad, *ctx.saved_tensors)
+
+
+# An activation (it may overwrite z) and the product of g with its slope, from its value; both can be differentiated
+# again.
 ACTIVATIONS = {
-    F.elu: (F.elu_, lambda g, h: torch.ops.aten.elu_backward(g, 1, 1, 1, True, h)),
+    F.elu: (Elu.apply, EluBack.apply),
     F.relu: (F.relu_, lambda g, h: torch.ops.aten.threshold_backward(g, h, 0)),
 }
 
@@ -33,6 +69,7 @@ class Landscape:
 
     def __init__(self, critic: Critic, obs: Tensor, particles: int):
         self.members, (self.activation, self.back) = critic.members, ACTIVATIONS[critic.body.activation]
+        self.member = torch.arange(self.members, device=obs.device).view(-1, 1, 1)
         weights = [layer.weight.detach().flatten(0, 1) for layer in critic.body.layers]  # [S E, in, out]
         self.biases = [layer.bias.detach().flatten(0, 1) for layer in critic.body.layers[1:]]  # [S E, 1, out]
         w_obs, self.w_act = weights[0].split((obs.shape[-1], weights[0].shape[1] - obs.shape[-1]), 1)
@@ -47,7 +84,7 @@ class Landscape:
         """Values of the hidden layers `[S E, B M, W]` and of the critics `[S, E, B, M]` at actions `[S, B, M, A]`."""
         h = [self.activation(torch.baddbmm(self.base, self.pairs(action.flatten(1, 2)), self.w_act))]
         for w, b in zip(self.weights[:-1], self.biases[:-1], strict=True):
-            h.append(self.activation(torch.baddbmm(b, h[-1], w)))
+            h.append(self.activation(Product.apply(h[-1], w, b)))
         q = torch.baddbmm(self.biases[-1], h[-1], self.weights[-1])
         return h, q.view(-1, self.members, *action.shape[1:3])
 
@@ -60,10 +97,9 @@ class Landscape:
         h, q = self.evaluate(action)
         g = self.back(self.weights[-1].transpose(1, 2).expand_as(h[-1]), h[-1])
         for w, value in zip(self.weights[-2::-1], h[-2::-1], strict=True):
-            g = self.back(g @ w.transpose(1, 2), value)
-        g = (g @ self.w_act.transpose(1, 2)).view(*q.shape, -1)  # [S, E, B, M, A]
-        member = torch.arange(self.members, device=q.device).view(-1, 1, 1)
-        smaller = q.argmin(1, keepdim=True) == member  # [S, E, B, M]: each action's gradient is that of one critic
+            g = self.back(Product.apply(g, w.transpose(1, 2)), value)
+        g = Product.apply(g, self.w_act.transpose(1, 2)).view(*q.shape, -1)  # [S, E, B, M, A]
+        smaller = q.min(1, keepdim=True).indices == self.member  # [S, E, B, M]: each action follows one critic
         return (g * smaller[..., None]).sum(1)
 
 

@@ -48,6 +48,33 @@ def test_landscape_can_be_differentiated_twice_more_with_elu_and_is_piecewise_li
     assert (hessian[0] != 0).all() and (hessian[1] == 0).all()
 
 
+def test_elu_and_its_slope_are_torchs_and_can_be_differentiated_again():
+    z, g = 3 * numbers(0, 50), numbers(1, 50)
+    assert torch.allclose(sp.Elu.apply(z), F.elu(z), rtol=0, atol=1e-15)
+    torch.testing.assert_close(sp.Elu.apply(z.float()), F.elu(z.float()), rtol=0, atol=2e-7)
+    extremes = torch.tensor([-1e30, -1e3, 0.0, 1e-30, 1e3, 1e30])
+    assert torch.equal(sp.Elu.apply(extremes), F.elu(extremes)) and sp.Elu.apply(torch.tensor(torch.nan)).isnan()
+    z, g = z.requires_grad_(), g.requires_grad_()
+    both = lambda z, g: sp.EluBack.apply(g, sp.Elu.apply(z))  # noqa: E731
+    assert torch.autograd.gradcheck(both, (z, g)) and torch.autograd.gradgradcheck(both, (z, g))
+
+
+@pytest.mark.parametrize("activation", [F.elu, F.relu])
+def test_landscape_in_single_precision_agrees_with_double_to_rounding(activation):
+    """In single precision and with so many rows, on a CPU, the products are oneDNN's."""
+    c = critic((0, 1), width=32, activation=activation)
+    obs, action, v = numbers(0, 2, 40, O), numbers(1, 2, 40, M, A), numbers(2, 2, 40, M, A)
+    results = []
+    for dtype in (torch.float64, torch.float32):
+        a = action.to(dtype).requires_grad_()
+        landscape = sp.Landscape(c.to(dtype), obs.to(dtype), M)
+        g = landscape.gradient(a)
+        (hv,) = torch.autograd.grad((g * v.to(dtype)).sum() + landscape.value(a).sum(), a)
+        results.append([x.double() for x in (landscape.value(a), g, hv)])
+    for double, single in zip(*results, strict=True):
+        torch.testing.assert_close(single, double, atol=1e-5, rtol=1e-4)
+
+
 # --- the start law
 
 
