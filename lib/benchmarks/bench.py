@@ -85,9 +85,9 @@ def filled_replay(n_seeds: int, device: str) -> Replay:
 class Rig:
     """An agent of the library with a replay, as `device.captured` wants to see it; calling it is one update."""
 
-    def __init__(self, agent: str, seeds, size: str, device: str, eager: bool = False):
+    def __init__(self, agent: str, seeds, size: str, device: str, eager: bool = False, **changes):
         width, batch = sizes(agent, size)
-        config = AGENTS[agent].Config(width=width, batch=batch)
+        config = AGENTS[agent].Config(width=width, batch=batch, **changes)
         self.device, self.agent = device, config.build(N_OBS, N_ACT, seeds, device)
         self.streams = {"sample": rng.generators(seeds, "sample", device=device)}
         replay = filled_replay(len(seeds), device)
@@ -98,9 +98,9 @@ class Rig:
     def __call__(self):
         self.update()
 
-    def act(self):
+    def act(self, *select: str):
         """One exploring action a seed."""
-        self.agent.act(self.obs, self.streams["sample"])
+        self.agent.act(self.obs, self.streams["sample"], *select)
 
 
 def plain(agent: str, size: str, device: str, yardsticks: dict = PLAIN) -> Callable:
@@ -149,6 +149,10 @@ def updates(device: str, rounds: int) -> list[dict]:
             one, five = Rig(agent, [0], size, device), Rig(agent, SEEDS, size, device)
             timed = [("update", agent, 1, one), ("update", agent, 5, five)]
             timed += [("action", agent, 1, one.act), ("action", agent, 5, five.act)]
+            if agent == "s2ac":
+                for seeds in ([0], SEEDS):
+                    rig = Rig(agent, seeds, size, device, amortised=True)
+                    timed.append(("action", "s2ac amortised", len(seeds), lambda rig=rig: rig.act("amortised")))
             if agent in PLAIN:
                 timed.insert(0, ("update", f"plain PyTorch {agent}", 1, plain(agent, size, device)))
             if agent in RELEASED and size == "paper":

@@ -1,14 +1,16 @@
 """What the multi-goal study measures, on policies whose answers are known."""
 
+import json
 import math
 import types
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
-from softpolicy import multigoal, runs, studies
+from softpolicy import multigoal, report, runs, studies
 from softpolicy import multigoal_study as study
 from softpolicy import streams as rng
 
@@ -92,3 +94,33 @@ def test_a_variant_is_followed_once(tmp_path):
     assert before == {p.name: p.read_bytes() for p in folder.glob("*.csv")}
     assert runs.manifest(folder)["status"] == "complete"
     assert (studies.load(studies.MULTIGOAL["three"], tmp_path / "three")["variant"] == "SAC").all()
+
+
+def test_summary_and_claims_of_recorded_tables(tmp_path):
+    """Two seeds of each agent: S2AC goes to all goals alike, SAC to one; SAC has the higher soft return."""
+    place = tmp_path / "runs" / "multigoal"
+    best = {"three": [1 / 3] * 3, "four": [1 / 4] * 4}
+    for layout, shares in best.items():
+        (place / layout).mkdir(parents=True)
+        (place / layout / "exact.json").write_text(json.dumps({"shares": shares}))
+        for variant, split in (("s2ac", shares), ("sac", [1.0] + [0.0] * (len(shares) - 1))):
+            rows = [{"seed": s, **{f"g{i}": x for i, x in enumerate(split)}, "none": 0.5 * walls * (variant == "sac"),
+                     "select": select, "walls": bool(walls)}
+                    for s in (0, 1) for select in ("random", "amortised") for walls in (0, 1)]  # fmt: skip
+            soft = [
+                {"where": "soft", "at": 0, "seed": s, "entropy": -100.0 - 10 * (variant == "s2ac") - s} for s in (0, 1)
+            ]
+            (place / layout / variant).mkdir()
+            study.write(place / layout / variant, "final", pd.DataFrame(rows))
+            study.write(place / layout / variant, "entropy", pd.DataFrame(soft))
+    table = study.summary(place, "three").set_index(["variant", "seed"])
+    assert table["goals"].to_dict() == {("SAC", 0): 1, ("SAC", 1): 1, ("S2AC", 0): 3, ("S2AC", 1): 3}
+    assert table["distance"].to_numpy() == pytest.approx([2 / 3, 2 / 3, 0, 0], abs=1e-4)
+    assert table["walled"].tolist() == [0.5, 0.5, 1, 1]
+    score = dict(list(study.summary(place, "three").groupby("variant")))
+    words = [report.beyond(score, "S2AC", ("SAC",), c, sign, "").verdict
+             for c, sign in (("distance", -1), ("soft", 1), ("walled", 1))]  # fmt: skip
+    assert words == ["reproduced", "not reproduced", "reproduced"]
+    assert report.beyond(score, "S2AC", ("SQL",), "soft", 1, "").verdict == "not run"
+    same, _ = report.amortised_claims(place, Path(__file__).parents[2] / "data" / "bench" / "cpu.json")
+    assert same.verdict == "reproduced" and "4 runs" in same.evidence
