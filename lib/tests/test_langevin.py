@@ -6,6 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from agent_checks import random_batches
 
 from softpolicy import langevin_policy as lp
 from softpolicy import nets
@@ -19,13 +20,7 @@ METHODS += [nclql.Config(width=32, batch=B)]
 
 
 def batches(seeds, n, dtype=torch.float32):
-    """n random batches `[S, B, ...]`; a seed's slice depends on the seed alone."""
-    g = rng.generators(seeds, "batches")
-    return [
-        Batch(*(x.to(dtype) for x in (rng.normal(g, B, O), 2 * rng.uniform(g, B, A) - 1, rng.normal(g, B),
-                                      rng.normal(g, B, O), rng.uniform(g, B) < 0.2)))
-        for _ in range(n)
-    ]  # fmt: skip
+    return random_batches(seeds, n, B, dtype=dtype)
 
 
 def critic(seeds=(0,), levels=10, hidden=(16, 16, 16), dtype=torch.float64, n_obs=O, n_act=A, **kw):

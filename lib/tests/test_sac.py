@@ -1,13 +1,13 @@
 """SAC against a plain single-seed implementation, its own symmetries, and closed forms."""
 
-import copy
+import functools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from agent_checks import assert_goes_on_exactly, random_batches
 
-from softpolicy import agents
 from softpolicy import streams as rng
 from softpolicy.agents import sac
 from softpolicy.optim import descend, polyak
@@ -17,14 +17,7 @@ O, A, B = 5, 2, 16
 CONFIG = sac.Config(width=32, batch=B)
 
 
-def batches(seeds, n):
-    """n random batches `[S, B, ...]`; a seed's slice depends on the seed alone."""
-    g = rng.generators(seeds, "batches")
-    return [
-        Batch(rng.normal(g, B, O), 2 * rng.uniform(g, B, A) - 1, rng.normal(g, B), rng.normal(g, B, O),
-              (rng.uniform(g, B) < 0.2).float())
-        for _ in range(n)
-    ]  # fmt: skip
+batches = functools.partial(random_batches, size=B)
 
 
 class PlainSAC:
@@ -171,17 +164,7 @@ def test_fixed_temperature_stays():
 
 
 def test_restored_agent_goes_on_exactly():
-    first = CONFIG.build(O, A, [0, 1])
-    data = batches([0, 1], 4)
-    first.update(data[0])
-    saved = copy.deepcopy(agents.save(first))
-    for batch in data[1:]:
-        first.update(batch)
-    second = CONFIG.build(O, A, [0, 1])
-    agents.restore(second, saved)
-    for batch in data[1:]:
-        second.update(batch)
-    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert_goes_on_exactly(lambda: CONFIG.build(O, A, [0, 1]), batches([0, 1], 4))
 
 
 def test_actor_finds_the_best_gaussian_on_a_quadratic():

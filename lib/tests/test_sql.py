@@ -1,14 +1,14 @@
 """SQL: its soft value, its sampler and its update, against quadrature, known densities and a plain version."""
 
-import copy
+import functools
 import math
 
 import pytest
 import torch
 import torch.nn.functional as F
+from agent_checks import assert_goes_on_exactly, random_batches
 from scipy import stats
 
-from softpolicy import agents
 from softpolicy import stein_policy as sp
 from softpolicy import streams as rng
 from softpolicy.agents import sql
@@ -19,14 +19,7 @@ O, A, B, M = 5, 2, 8, 4
 VARIANTS = {"paper": {}, "release": sql.RELEASE, "SQL's code": dict(squash_term=True, value_particles=6)}
 
 
-def batches(seeds, n):
-    """n random batches `[S, B, ...]`; a seed's slice depends on the seed alone."""
-    g = rng.generators(seeds, "batches")
-    return [
-        Batch(*(x.double() for x in (rng.normal(g, B, O), 2 * rng.uniform(g, B, A) - 1, rng.normal(g, B),
-                                     rng.normal(g, B, O), rng.uniform(g, B) < 0.2)))
-        for _ in range(n)
-    ]  # fmt: skip
+batches = functools.partial(random_batches, size=B, dtype=torch.float64)
 
 
 def agent(seeds=(0,), **kw):
@@ -197,15 +190,7 @@ def test_a_seed_learns_the_same_alone_and_among_others(variant):
 
 
 def test_restored_agent_goes_on_exactly():
-    first, second, data = agent((0, 1)), agent((0, 1)), batches((0, 1), 4)
-    first.update(data[0])
-    saved = copy.deepcopy(agents.save(first))
-    for batch in data[1:]:
-        first.update(batch)
-    agents.restore(second, saved)
-    for batch in data[1:]:
-        second.update(batch)
-    assert all(torch.equal(x, y) for x, y in zip(first.parameters(), second.parameters(), strict=True))
+    assert_goes_on_exactly(lambda: agent((0, 1)), batches((0, 1), 4))
 
 
 def test_evaluation_is_a_function_of_the_observation_and_disturbs_nothing():
