@@ -7,7 +7,7 @@ import pytest
 from softpolicy import runs, studies
 
 
-@pytest.mark.parametrize("study", studies.STUDIES.values(), ids=studies.STUDIES)
+@pytest.mark.parametrize("study", [*studies.STUDIES.values(), *studies.MULTIGOAL.values()])
 def test_variants_are_valid_and_all_different(study):
     settings = [(v[1], *dataclasses.astuple(studies.config(study, name))) for name, v in study.variants.items()]
     assert len(set(settings)) == len(settings)
