@@ -167,6 +167,7 @@ def summary(place: Path, layout: str) -> pd.DataFrame:
     distance  the total variation between where episodes end and where those of the soft-optimal policy do
     soft      the soft return
     walled    the share of episodes that reach a goal with the wall
+    elsewhere the share that ends at another goal than the seed's favourite: what a wall before that one would leave
     """
     best, tables = json.loads((place / layout / "exact.json").read_text()), []
     for variant, (label, *_) in studies.MULTIGOAL[layout].variants.items():
@@ -181,6 +182,7 @@ def summary(place: Path, layout: str) -> pd.DataFrame:
             distance=((free[goals] - best["shares"]).abs().sum(axis=1) + free["none"]) / 2,
             soft=entropy[entropy["where"] == "soft"].set_index("seed")["entropy"],
             walled=1 - final[final["walls"]]["none"],
+            elsewhere=free[goals].sum(axis=1) - free[goals].max(axis=1),
         )
         tables.append(table.reset_index())
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()

@@ -165,6 +165,7 @@ def multigoal_claims(place: Path) -> list[Claim]:
             ("distance", -1, "S2AC splits its episodes among the goals more like the soft-optimal policy than"),
             ("soft", 1, "S2AC has a higher soft return than"),
             ("walled", 1, "S2AC reaches a goal more often, after a wall was put in, than"),
+            ("elsewhere", 1, "S2AC ends more often at another goal than its favourite (it could spare that one) than"),
         ):
             found.append(beyond(score, "S2AC", ("SAC", "SQL"), column, sign, f"{text} SAC and SQL ({layout} goals)"))
         if layout == "three":

@@ -117,6 +117,7 @@ def test_summary_and_claims_of_recorded_tables(tmp_path):
     assert table["goals"].to_dict() == {("SAC", 0): 1, ("SAC", 1): 1, ("S2AC", 0): 3, ("S2AC", 1): 3}
     assert table["distance"].to_numpy() == pytest.approx([2 / 3, 2 / 3, 0, 0], abs=1e-4)
     assert table["walled"].tolist() == [0.5, 0.5, 1, 1]
+    assert table["elsewhere"].to_numpy() == pytest.approx([0, 0, 2 / 3, 2 / 3], abs=1e-4)
     score = dict(list(study.summary(place, "three").groupby("variant")))
     words = [report.beyond(score, "S2AC", ("SAC",), c, sign, "").verdict
              for c, sign in (("distance", -1), ("soft", 1), ("walled", 1))]  # fmt: skip
