@@ -323,7 +323,7 @@ def changed_settings(identity: dict) -> str:
 
 
 def status_table(root: Path | None = None) -> str:
-    """One row a recorded run, from its manifest alone, as a Markdown table."""
+    """One row a recorded run, from its manifest alone, as a Markdown table; runs with default settings come first."""
     table = []
     for out in runs.find(root):
         m = runs.manifest(out)
@@ -343,6 +343,7 @@ def status_table(root: Path | None = None) -> str:
                 "versions": ", ".join(f"{k} {last['versions'][k]}" for k in ("torch", "gymnasium", "mujoco")),
             }
         )
+    table.sort(key=lambda row: row["settings"] != "defaults")
     return (
         pd.DataFrame(table).to_markdown(index=False, disable_numparse=True)
         if table
