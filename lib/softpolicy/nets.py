@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from softpolicy.device import affine
+
 Init = Callable[[Tensor, torch.Generator], object]  # fills a weight [out, in] in place
 
 
@@ -52,10 +54,10 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.dim() == self.weight.dim() == 3:
-            return torch.baddbmm(self.bias, x, self.weight)
+            return affine(x, self.weight, self.bias)
         weight, bias = self.weight.flatten(0, -3), self.bias.flatten(0, -3)
         rows = x.reshape(weight.shape[0], -1, x.shape[-1])
-        y = torch.baddbmm(bias, rows, weight)
+        y = affine(rows, weight, bias)
         return y.view(*x.shape[:-1], -1)
 
 
@@ -118,19 +120,20 @@ def log_det_tanh(u: Tensor) -> Tensor:
 class GaussianActor(nn.Module):
     """A Gaussian squashed by tanh, `a = tanh(mu(s) + sigma(s) eps)`: SAC's policy (arXiv 1812.05905, appendix C).
 
-    `log_std` is clipped to [-20, 2], the range of the authors' code. Actions lie in [-1, 1]^A.
+    `log_std` is clipped to the range of that name, [-20, 2] as in the authors' code. Actions lie in [-1, 1]^A.
     """
 
-    LOG_STD = (-20.0, 2.0)
-
-    def __init__(self, n_obs: int, n_act: int, hidden, streams, activation=F.relu, init: Init = torch_default):
+    def __init__(
+        self, n_obs: int, n_act: int, hidden, streams, activation=F.relu, init: Init = torch_default, log_std=(-20, 2)
+    ):
         super().__init__()
+        self.log_std = log_std
         self.body = MLP((len(streams),), (n_obs, *hidden, 2 * n_act), streams, activation, init)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and log standard deviation before squashing: `[S, B, O] -> [S, B, A], [S, B, A]`."""
         mean, log_std = self.body(obs).chunk(2, -1)
-        return mean, log_std.clamp(*self.LOG_STD)
+        return mean, log_std.clamp(*self.log_std)
 
     def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Action `[S, B, A]` and its log-density `[S, B]` for standard normal `noise` `[S, B, A]`.
@@ -156,6 +159,34 @@ class Critic(nn.Module):
     def forward(self, obs: Tensor, action: Tensor) -> Tensor:
         x = torch.cat((obs, action), -1).unsqueeze(1)  # [S, 1, B, O+A]
         return self.body(x.expand(-1, self.members, -1, -1)).squeeze(-1)  # [S, E, B]
+
+
+class GaussianCritic(nn.Module):
+    """Critics of the law of the return, Normal(mean, std^2): n replicas of twins for each seed (LSAC, DSAC-T).
+
+    Each network has two outputs, the mean and what softplus turns into the standard deviation. Replica i has
+    observations `[S, n, B, O]` and actions `[S, n, B, A]` of its own, shared by its twins; mean and std are
+    `[S, n, 2, B]`.
+    """
+
+    def __init__(self, n_obs: int, n_act: int, hidden, streams, replicas=1, activation=F.gelu, init=torch_default):
+        super().__init__()
+        self.body = MLP((len(streams), replicas, 2), (n_obs + n_act, *hidden, 2), streams, activation, init)
+
+    def forward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
+        x = torch.cat((obs, action), -1).unsqueeze(2)  # [S, n, 1, B, O+A]
+        mean, raw = self.body(x.expand(-1, -1, 2, -1, -1)).unbind(-1)
+        return mean, F.softplus(raw)
+
+    def mean_of(self, replica: Tensor, obs: Tensor, action: Tensor) -> Tensor:
+        """The means of one replica a seed, `[S, 2, B]`, its weights constants: replica `[S]` (integers), obs
+        `[S, B, O]`, action `[S, B, A]`."""
+        seeds = torch.arange(len(replica), device=replica.device)
+        x = torch.cat((obs, action), -1).repeat_interleave(2, 0)  # [2 S, B, O+A]
+        for k, layer in enumerate(self.body.layers):
+            w, b = (p.detach()[seeds, replica].flatten(0, 1) for p in (layer.weight, layer.bias))
+            x = torch.baddbmm(b, self.body.activation(x) if k else x, w)
+        return x[..., 0].view(-1, 2, x.shape[1])
 
 
 def level_embedding(levels: int, variant: str = "authors") -> Tensor:

@@ -30,7 +30,7 @@ class Replay:
         if capacity < 1:
             raise ValueError(f"replay capacity must be at least 1, got {capacity}")
         self.widths = (n_obs, n_act, 1, n_obs, 1)
-        self.rows = torch.zeros(n_seeds, capacity, sum(self.widths), device=device)
+        self.rows = torch.empty(n_seeds, capacity, sum(self.widths), device=device)
         self.capacity, self.added = capacity, 0
         self.size = torch.zeros((), dtype=torch.float64, device=device)  # read on the device, also inside a CUDA graph
         self.first = torch.arange(n_seeds, device=device)[:, None] * capacity  # row number of each seed's slot 0
@@ -50,10 +50,22 @@ class Replay:
 
     def sample(self, batch: int, streams: list[torch.Generator]) -> Batch:
         """B transitions a seed, uniform with replacement; stream s chooses those of seed s."""
-        slot = (rng.uniform(streams, batch, dtype=torch.float64) * self.size).long()  # [S, B]
+        return self.take(self.slots(batch, streams))
+
+    def slots(self, batch: int, streams: list[torch.Generator]) -> Tensor:
+        """Where B transitions a seed lie, `[S, B]`, uniform with replacement."""
+        return (rng.uniform(streams, batch, dtype=torch.float64) * self.size).long()
+
+    def take(self, slot: Tensor) -> Batch:
+        """The transitions at `slot` `[S, B]`."""
         rows = self.rows.flatten(0, 1).index_select(0, (self.first + slot).flatten())
         obs, action, reward, next_obs, terminated = rows.view(*slot.shape, -1).split(self.widths, -1)
         return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
+
+    def put_actions(self, slot: Tensor, action: Tensor) -> None:
+        """Replace the actions at `slot` `[S, B]` by `action` `[S, B, A]`."""
+        rows, start = self.rows.flatten(0, 1), self.widths[0]
+        rows[(self.first + slot).flatten(), start : start + self.widths[1]] = action.flatten(0, 1)
 
     def save(self) -> dict:
         """What was stored so far, as plain data (a copy: saving a view would write the whole table)."""

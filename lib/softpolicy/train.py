@@ -163,9 +163,9 @@ class Loop:
         self.step, self.seconds, self.diverged = 0, 0.0, {}
         self.episode_return, self.finished = np.zeros(n * n_envs), [[] for _ in seeds]
         self.metrics, self.eval_envs = {}, None
-        self.update = captured(
-            lambda: self.agent.update(self.replay.sample(config.batch, self.streams["sample"])), self
-        )
+        rows, prepare = getattr(config, "transitions", config.batch), getattr(self.agent, "prepare", None)
+        self.prepare = (lambda: prepare(self.replay)) if prepare else lambda: None
+        self.update = captured(lambda: self.agent.update(self.replay.sample(rows, self.streams["sample"])), self)
 
     def open(self, run: runs.Run, max_seconds: float) -> None:
         """Go on from the folder's checkpoint, or begin."""
@@ -217,6 +217,7 @@ class Loop:
         action = 2 * rng.uniform(self.warm, self.n_envs, self.n_act) - 1 if explore else self.act(self.obs)
         action = action.cpu().numpy().reshape(n * self.n_envs, -1)  # [S N, A]
         if not explore:
+            self.prepare()
             self.metrics = self.update()
         self.mark(~np.isfinite(action).all(1))
         next_obs, reward, terminated, truncated, info = self.envs.step(np.nan_to_num(action))

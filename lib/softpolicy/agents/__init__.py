@@ -6,6 +6,12 @@ What the loop asks of an agent, a `torch.nn.Module`:
 `update(batch)`           one update from a `replay.Batch`; metrics as a dict of `[S]` tensors
 `opts`                    its optimisers by name
 `noise`                   the S generators that `update` draws from
+
+and, of those that have them:
+
+`config.transitions`      how many transitions a seed's update takes, where that is not `config.batch`
+`prepare(replay)`         work before each update that no CUDA graph can hold
+`phase`                   updates of equal phase do the same operations
 """
 
 from __future__ import annotations

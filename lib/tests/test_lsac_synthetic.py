@@ -1,0 +1,219 @@
+"""LSAC's whole update: synthetic data, refinement, what is written back, and that runs go on exactly."""
+
+import contextlib
+import copy
+
+import numpy as np
+import pytest
+import torch
+from agent_checks import random_batches
+
+from softpolicy import agents
+from softpolicy import streams as rng
+from softpolicy.agents import lsac
+from softpolicy.replay import Batch, Replay
+from softpolicy.train import train
+
+N_OBS, N_ACT = 5, 2
+
+
+def replay_of(seeds, rows=40):
+    """A replay of random transitions, each seed's slice depending on the seed alone."""
+    filled = Replay(100, len(seeds), N_OBS, N_ACT)
+    for batch in random_batches(seeds, 1, rows, N_OBS, N_ACT):
+        filled.add(*(x if x.dim() == 3 else x[..., None] for x in batch))
+    return filled
+
+
+def agent(seeds=(0,), **changes):
+    settings = dict(width=16, batch=8, replicas=3, diffusion_width=8, diffusion_blocks=1, diffusion_steps=4)
+    settings |= dict(refit_every=1, n_synth=30, sampler_steps=4, synthetic_capacity=200) | changes
+    return lsac.Config(**settings).build(N_OBS, N_ACT, list(seeds))
+
+
+def steps(built, replay, count, seeds=(0,)):
+    """`count` updates with the agent's own schedule; the last metrics."""
+    for batch in random_batches(seeds, count, built.config.transitions, N_OBS, N_ACT):
+        built.prepare(replay)
+        info = built.update(batch)
+    return info
+
+
+def real(built, seeds=(0,)):
+    """A real batch as every replica sees it, `[S, n, B, ...]`."""
+    shape = (built.config.replicas, built.config.batch)
+    return Batch(*(x.unflatten(1, shape) for x in random_batches(seeds, 1, built.config.transitions, N_OBS, N_ACT)[0]))
+
+
+def test_ascent_follows_the_gradient_of_the_smaller_twin():
+    """The gradient is that of finite differences, in float64, and no critic's gradient is touched."""
+    built = agent().double()
+    obs, action = torch.randn(1, 3, 8, N_OBS).double(), 0.5 * torch.rand(1, 3, 8, N_ACT).double()
+    moved = lsac.ascend(built.critic, obs, action, "ascent", 1e-3)
+    value = lambda a: built.critic(obs, a)[0].amin(2)  # noqa: E731
+    for k in range(N_ACT):
+        h = torch.zeros(N_ACT).double()
+        h[k] = 1e-6
+        slope = (value(action + h) - value(action - h)) / 2e-6
+        torch.testing.assert_close(moved[..., k] - action[..., k], 1e-3 * slope, rtol=1e-5, atol=1e-9)
+    assert all(p.grad is None for p in built.critic.parameters())
+    assert (value(moved) >= value(action)).all()
+
+
+def test_released_step_is_a_sign():
+    """10: each coordinate moves by 3e-4 in the direction of its gradient, and stays in the box."""
+    built = agent(width=64)
+    obs, action = torch.randn(1, 3, 64, N_OBS), 2 * torch.rand(1, 3, 64, N_ACT) - 1
+    direction = lsac.ascend(built.critic, obs, action, "ascent", 1.0) - action
+    moved = lsac.ascend(built.critic, obs, action, "adam", 1.0)
+    clear = (direction.abs() > 2e-3) & (action.abs() < 0.99)
+    torch.testing.assert_close((moved - action)[clear], 3e-4 * direction[clear].sign(), rtol=0.01, atol=1e-7)
+    assert clear.any() and moved.abs().max() <= 1
+
+
+def test_dipo_moves_furthest_and_all_stay_in_the_box():
+    built = agent(width=64)
+    obs, action = torch.randn(1, 3, 64, N_OBS), 2 * torch.rand(1, 3, 64, N_ACT) - 1
+    gain = {}
+    for kind in ("ascent", "adam", "dipo"):
+        moved = lsac.ascend(built.critic, obs, action, kind, 1e-3)
+        assert moved.abs().max() <= 1
+        gain[kind] = (built.critic(obs, moved)[0].amin(2) - built.critic(obs, action)[0].amin(2)).mean().item()
+    assert 0 < gain["adam"] < gain["dipo"] and gain["ascent"] > 0
+
+
+@pytest.mark.parametrize("writeback", [True, False])
+def test_write_back_changes_the_drawn_rows_only(writeback):
+    """11: `writeback` changes exactly the distinct rows drawn, and their actions only; without it none."""
+    built = agent(writeback=writeback, refine_lr=1.0)
+    built.prepare(replay_of([0]))
+    before = built.synthetic.data.rows[:, :30].clone()
+    generators = copy.deepcopy(rng.save(built.noise))
+    built.critic_batch(real(built))
+    rng.restore(built.noise, generators)
+    drawn = built.synthetic.data.slots(3 * 4, built.noise)[0].unique()
+    changed = (built.synthetic.data.rows[0, :30] != before[0]).any(1).nonzero().squeeze(1)
+    assert torch.equal(changed, drawn if writeback else torch.tensor([], dtype=torch.long))
+    rest = [*range(N_OBS), *range(N_OBS + N_ACT, 2 * N_OBS + N_ACT + 2)]
+    assert torch.equal(built.synthetic.data.rows[:, :30, rest], before[..., rest])
+
+
+@pytest.mark.parametrize(("mix", "count"), [(0.5, 4), (0.25, 2), (1.0, 8), (0.0, 0)])
+def test_batches_are_mixed_as_asked(mix, count):
+    """12: of 8 rows of each replica `count` are from the synthetic buffer, with refined actions, the others real."""
+    built, replay = agent(mix=mix, refine_lr=1.0), replay_of([0])
+    built.prepare(replay)
+    batch = real(built)
+    rows, before = built.critic_batch(batch)
+    assert torch.equal(rows.obs[:, :, count:], batch.obs[:, :, : 8 - count])
+    assert rows.obs.shape == batch.obs.shape
+    if count:
+        stored = built.synthetic.data.rows[0, :30, :N_OBS]
+        found = (rows.obs[0, :, :count, None] == stored).all(-1).any(-1)
+        assert found.all() and not torch.equal(rows.action[:, :, :count], before.action)
+
+
+def test_before_the_first_fit_everything_is_real():
+    built = agent(refit_every=5)
+    built.prepare(replay_of([0]))
+    batch = real(built)
+    assert built.critic_batch(batch) == (batch, None) and not built.phase[1]
+    assert steps(built, replay_of([0]), 3)["generated"] == 0
+    assert steps(built, replay_of([0]), 1)["generated"] == 0.5
+
+
+def test_copies_of_real_transitions_enter_once_each():
+    built, replay = agent(diffusion=False, refine="off"), replay_of([0], 40)
+    built.prepare(replay)
+    built.prepare(replay)
+    assert built.synthetic.data.added == 40 and torch.equal(built.synthetic.data.rows[:, :40], replay.rows[:, :40])
+    more = random_batches([0], 2, 70, N_OBS, N_ACT)[1]
+    replay.add(*(x if x.dim() == 3 else x[..., None] for x in more))
+    built.prepare(replay)
+    assert built.synthetic.data.added == 110
+    assert torch.equal(built.synthetic.data.rows[0, 40:110], replay.rows[0, (40 + np.arange(70)) % 100])
+
+
+def test_share_of_generated_transitions_counts_the_copies():
+    """21: with the copies of the released code 30 of 70 rows are generated, so 3/14 of a batch mixed half and half."""
+    built = agent(copies=True)
+    assert steps(built, replay_of([0]), 1)["generated"].item() == pytest.approx(0.5 * 30 / 70)
+
+
+def test_leak_adds_the_gradient_of_the_summed_value():
+    """10: with `leak` the critics' gradient is that of the loss minus that of the sum of the smaller twins."""
+    release = lsac.RELEASE | dict(l2_norm=0.0, n_synth=30, noise_scale=0.0)
+    grads = {}
+    for leak in (True, False):
+        built = agent(**release | dict(leak=leak, mix=0.0, clip=0.0))
+        if not leak:
+            built.synthetic.follow(replay_of([0]), 1, built.improve)  # as `leak` does
+        else:
+            built.prepare(replay_of([0]))
+        batch = real(built)
+        synthetic = Batch(*(x.flip(1) for x in batch))
+        built.critic_step(batch, synthetic)
+        grads[leak] = [p.grad.clone() for p in built.critic.parameters()]
+    fresh = agent(**release | dict(mix=0.0))
+    value = fresh.critic(synthetic.obs, synthetic.action)[0].amin(2).sum()
+    for with_, without, extra in zip(
+        grads[True], grads[False], torch.autograd.grad(value, list(fresh.critic.parameters())), strict=True
+    ):
+        torch.testing.assert_close(with_ - without, -extra, rtol=1e-3, atol=1e-4)
+
+
+def test_pull_is_a_unit_vector_for_each_network_and_tensor():
+    built = agent()
+    for p in built.critic.parameters():
+        pull = built._pull(p)
+        torch.testing.assert_close(pull.flatten(3).norm(dim=-1), torch.ones(1, 3, 2), rtol=1e-4, atol=1e-4)
+        if p.shape[-2] > 1:
+            torch.testing.assert_close(pull, p / p.flatten(3).norm(dim=-1)[..., None, None], rtol=0.05, atol=1e-3)
+
+
+@pytest.mark.parametrize("changes", [{}, lsac.RELEASE | dict(n_synth=30), dict(optimizer="psgld", copies=True)])
+def test_restored_agent_goes_on_exactly(changes):
+    """16: counters, synthetic data and streams included."""
+    with pytest.warns(UserWarning) if "leak" in changes else contextlib.nullcontext():
+        first, second = agent(refit_every=2, **changes), agent(refit_every=2, **changes)
+    replay = replay_of([0])
+    steps(first, replay, 3)
+    agents.restore(second, copy.deepcopy(agents.save(first)))
+    infos = [steps(x, replay, 4) for x in (first, second)]
+    assert all(torch.equal(x, y) for x, y in zip(first.parameters(), second.parameters(), strict=True))
+    assert all(torch.equal(infos[0][name], infos[1][name]) for name in infos[0])
+
+
+def test_each_seed_is_trained_as_if_alone():
+    alone, among = agent([3]), agent([1, 3, 5])
+    info = steps(alone, replay_of([3]), 3, [3]), steps(among, replay_of([1, 3, 5]), 3, [1, 3, 5])
+    for x, y in zip(alone.parameters(), among.parameters(), strict=True):
+        torch.testing.assert_close(x[0], y[1], rtol=2e-4, atol=2e-5)
+    for name in info[0]:
+        torch.testing.assert_close(info[0][name][0], info[1][name][1], rtol=2e-3, atol=2e-4)
+
+
+def test_a_diverged_replica_is_counted_and_left_alone():
+    """The others go on, the policy is never trained on it, and the metrics are those of the finite ones."""
+    built = agent(mix=0.5)
+    built.prepare(replay_of([0]))
+    with torch.no_grad():
+        for p in built.critic.parameters():
+            p[:, 1] = float("nan")
+    info = steps(built, replay_of([0]), 6)
+    assert info["replicas"] == 2 and all(x.isfinite().all() for x in info.values())
+    assert all(p.isfinite().all() for p in built.actor.parameters())
+    assert built.synthetic.data.rows[:, : built.synthetic.data.added].isfinite().all()
+
+
+def test_training_with_synthetic_data_runs_and_resumes(tmp_path):
+    """Through the loop, with fits on the way; cut in two it gives the rows of an uninterrupted run."""
+    config = lsac.Config(width=16, batch=8, replicas=2, refit_every=40, n_synth=50, diffusion_width=8,
+                         diffusion_blocks=1, diffusion_steps=5, sampler_steps=3)  # fmt: skip
+    given = dict(env_id="InvertedPendulum-v5", seeds=[0, 1], warmup=50, eval_every=50, eval_episodes=1,
+                 checkpoint_every=100)  # fmt: skip
+    whole = train(config, steps=200, out=tmp_path / "whole", **given)
+    train(config, steps=130, out=tmp_path / "cut", **given)
+    cut = train(config, steps=200, out=tmp_path / "cut", **given)
+    assert (whole["generated"] == 0.5).all()
+    assert whole.drop(columns=["run", "seconds"]).equals(cut.drop(columns=["run", "seconds"]))
