@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from softpolicy import streams as rng
 from softpolicy.device import Product
 from softpolicy.nets import MLP, Linear
-from softpolicy.optim import polyak
+from softpolicy.optim import clipped, follow, polyak
 from softpolicy.settings import require, setting
 
 Denoise = Callable[[Tensor, Tensor], Tensor]  # noisy rows [S, B, D], noise levels [S, B] or [S, 1] -> clean rows
@@ -70,24 +70,9 @@ class Training:
         require(self, lr=(0, 1), clip=(1e-12, math.inf), average=(0, 1), average_every=(1, math.inf))
 
 
-class _Affine(torch.autograd.Function):
-    """`x w + b` for x `[S, n, in]`, w `[S, in, out]`, b `[S, 1, out]`, all three products of its passes by `Product`:
-    on a CPU, where torch's own are slow, training and sampling are mostly this. Differentiable once."""
-
-    @staticmethod
-    def forward(ctx, x, w, b):
-        ctx.save_for_backward(x, w)
-        return Product.apply(x, w, b)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, grad):
-        x, w = ctx.saved_tensors
-        return Product.apply(grad, w.transpose(1, 2)), Product.apply(x.transpose(1, 2), grad), grad.sum(1, keepdim=True)
-
-
-def _affine(layer: Linear, x: Tensor) -> Tensor:
-    return _Affine.apply(x, layer.weight, layer.bias)
+def product(layer: Linear, x: Tensor) -> Tensor:
+    """The layer's output by `Product`, whatever its size: on a CPU training and sampling are mostly this."""
+    return Product.apply(x, layer.weight, layer.bias)
 
 
 class Denoiser(nn.Module):
@@ -111,11 +96,11 @@ class Denoiser(nn.Module):
     def forward(self, x: Tensor, t: Tensor) -> Tensor:
         t = t[..., None]
         angle = 2 * math.pi * t * self.w  # [S, B, frequencies]
-        h = _affine(self.first, x) + self.time(torch.cat((t, angle.sin(), angle.cos()), -1))
-        h = _affine(self.widen, h)
+        h = product(self.first, x) + self.time(torch.cat((t, angle.sin(), angle.cos()), -1))
+        h = product(self.widen, h)
         for block in self.blocks:
-            h = h + _affine(block, h.relu())
-        return _affine(self.last, h.relu())
+            h = h + product(block, h.relu())
+        return product(self.last, h.relu())
 
 
 def precondition(sigma: Tensor, edm: EDM) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -204,13 +189,6 @@ class Normaliser:
         return rows * self.std + self.mean
 
 
-def clipped(grads, norm: float) -> list[Tensor]:
-    """Gradients `[S, ...]` scaled down, where a seed's norm over all of them is larger than `norm`, to that norm."""
-    square = torch.stack([g.flatten(1).square().sum(1) for g in grads]).sum(0)  # [S]
-    scale = (norm / (square.sqrt() + 1e-6)).clamp(max=1)
-    return [g * scale.view(-1, *[1] * (g.dim() - 1)) for g in grads]
-
-
 def average_decay(step: int, largest: float) -> float:
     """Decay of the averaged weights after gradient step 0, 1, ...: 0 at first, then rising to `largest`.
 
@@ -259,10 +237,8 @@ def fit(rows: Tensor, streams, config: Training, edm: EDM, keep=()) -> Model:
         row = (rng.uniform(streams, config.batch, dtype=torch.float64) * n_rows).long()  # [S, B]
         sigma, noise = training_levels(streams, config.batch, edm), rng.normal(streams, config.batch, n_dims)
         total, info = loss(denoiser, normaliser(rows[seed, row]), sigma, noise, edm)
-        for p, grad in zip(params, clipped(torch.autograd.grad(total, params), config.clip), strict=True):
-            p.grad = grad
         opt.param_groups[0]["lr"] = config.lr * (1 + math.cos(math.pi * step / config.steps)) / 2
-        opt.step()
+        follow(opt, clipped(torch.autograd.grad(total, params), 1, config.clip))
         losses[step] = info["diffusion_loss"]
         if step % config.average_every == 0:
             polyak(averages, params, 1 - average_decay(step, config.average))

@@ -46,13 +46,19 @@ def set_rate(opt: torch.optim.Optimizer, lr: float) -> None:
             group["lr"] = lr
 
 
-def clip_factors(grads: list[Tensor], lead: int, bound: float) -> Tensor:
+def clip_factors(grads, lead: int, bound: float) -> Tensor:
     """`min(1, bound / (|g| + 1e-6))` for each network, |g| over all of its gradients: `[*lead axes]`.
 
     `grads` are tensors whose first `lead` axes number the networks.
     """
     norms = [torch.linalg.vector_norm(g.flatten(lead), dim=-1) for g in grads]
     return (bound / (torch.linalg.vector_norm(torch.stack(norms), dim=0) + 1e-6)).clamp(max=1)
+
+
+def clipped(grads, lead: int, bound: float) -> list[Tensor]:
+    """Gradients with each network's scaled down to the length `bound` where it is longer: see `clip_factors`."""
+    factors = clip_factors(grads, lead, bound)
+    return [g * factors.view(*factors.shape, *[1] * (g.dim() - lead)) for g in grads]
 
 
 class AdaptiveLangevin(torch.optim.Optimizer):
@@ -106,9 +112,10 @@ class AdaptiveLangevin(torch.optim.Optimizer):
         """One step for every network; gradients are in `p.grad`."""
         (group,) = self.param_groups
         params, lead = group["params"], group["lead"]
-        factors = clip_factors([p.grad for p in params], lead, group["clip"]) if group["clip"] else None
-        for p in params:
-            g = p.grad if factors is None else p.grad * factors.view(*factors.shape, *[1] * (p.dim() - lead))
+        grads = [p.grad for p in params]
+        if group["clip"]:
+            grads = clipped(grads, lead, group["clip"])
+        for p, g in zip(params, grads, strict=True):
             self._move(p, g, group)
 
     def _move(self, p: Tensor, g: Tensor, group: dict) -> None:

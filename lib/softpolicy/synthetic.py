@@ -46,9 +46,12 @@ class Synthetic:
     def fit(self, replay: Replay) -> diffusion.Model:
         """A new diffusion model of the real transitions; the terminated flags are not normalised."""
         cfg = self.config
-        training = diffusion.Training(cfg.diffusion_width, cfg.diffusion_blocks, cfg.diffusion_steps)
+        training = diffusion.Training(
+            cfg.diffusion_width, cfg.diffusion_blocks, cfg.diffusion_steps, lr=cfg.diffusion_lr,
+            average_every=cfg.average_every,
+        )  # fmt: skip
         rows = replay.rows[:, : min(replay.added, replay.capacity)]
-        return diffusion.fit(rows, self.streams, training, diffusion.EDM(), keep=(-1,))
+        return diffusion.fit(rows, self.streams, training, diffusion.EDM(s_churn=cfg.churn), keep=(-1,))
 
     def generate(self, model: diffusion.Model, n: int) -> tuple[Tensor, ...]:
         """n transitions a seed as `Replay.add` takes them: actions in the box, ends 0 or 1."""

@@ -62,7 +62,10 @@ class Config:
     diffusion_width: int = setting(256, "units of a residual block of the denoiser (code: 2,048); ours")
     diffusion_blocks: int = setting(6, "residual blocks of the denoiser; code")
     diffusion_steps: int = setting(2_000, "optimiser steps of a fit (code: 100,000); ours")
+    diffusion_lr: float = setting(2e-3, "its learning rate at the start (code: 3e-4); ours, for so few steps")
+    average_every: int = setting(1, "its steps between two updates of the averaged weights (code: 10); ours")
     sampler_steps: int = setting(32, "noise levels of the diffusion sampler (code: 128); ours")
+    churn: float = setting(0.0, "noise put back while sampling (code: 80); ours, for so few levels")
     synthetic_capacity: int = setting(1_000_000, "transitions kept in the synthetic buffer; code")
     refine: str = setting("ascent", "move actions by ascent (paper), adam (one step; code), dipo (20 steps) or off")
     refine_lr: float = setting(1e-3, "beta_a, the step of ascent (unknown in the paper); ours")
@@ -72,10 +75,11 @@ class Config:
     def __post_init__(self):
         at_least_1 = dict.fromkeys(
             ("width", "batch", "capacity", "replicas", "delay", "refit_every", "n_synth", "diffusion_width",
-             "diffusion_blocks", "synthetic_capacity", "diffusion_steps"), (1, math.inf))  # fmt: skip
+             "diffusion_blocks", "synthetic_capacity", "diffusion_steps", "average_every"), (1, math.inf))  # fmt: skip
         require(self, **at_least_1, sampler_steps=(2, math.inf), noise_scale=(0, 1e6), xi=(1e-12, 1e12))
-        require(self, **dict.fromkeys(("gamma", "tau", "tau_b", "lr", "policy_lr", "alpha_lr", "mix"), (0, 1)))
-        require(self, **dict.fromkeys(("bias", "clip", "l2_norm", "refine_lr"), (0, 1e12)))
+        rates = ("gamma", "tau", "tau_b", "lr", "policy_lr", "alpha_lr", "mix", "diffusion_lr")
+        require(self, **dict.fromkeys(rates, (0, 1)))
+        require(self, **dict.fromkeys(("bias", "clip", "l2_norm", "refine_lr", "churn"), (0, 1e12)))
         one_of(self, optimizer=("asgld", "sgld", "psgld", "adam"), select=("uniform", "code_exp", "argmax_safe"))
         one_of(self, refine=("ascent", "adam", "dipo", "off"))
         if self.leak and self.refine != "adam":
@@ -130,7 +134,7 @@ def return_loss(
 
     mean, std `[S, n, 2, B]`, y, y_z `[S, n, B]`, b `[S, n, 2]`. The mean follows the expected target y, the standard
     deviation the sample y_z cut at xi b around the mean; b^2 undoes the division by the variance, `floor` keeps it
-    away from 0. With `sigma_grad` False the standard deviation gets no gradient, as in LSAC's code. With y = y_z, b = 1,
+    away from 0. With `sigma_grad` False the standard deviation gets no gradient, as in LSAC's code. If y = y_z, b 1,
     no floor and nothing cut, the gradient is that of -log Normal(y; mean, std^2).
     """
     m, s, y, y_z, b = mean.detach(), std.detach(), y[:, :, None], y_z[:, :, None], b[..., None]
@@ -243,7 +247,7 @@ class LSAC(nn.Module):
     @property
     def phase(self) -> tuple:
         """Updates of equal phase do the same operations: what a CUDA graph is captured for."""
-        return self.updates % self.config.delay, self.synthetic.data.added > 0
+        return (self.updates - 1) % self.config.delay, self.synthetic.data.added > 0
 
     def improve(self, obs: Tensor, action: Tensor, coin: Tensor) -> Tensor:
         """New synthetic actions `[S, N, A]` moved by one replica a seed, drawn with `coin` `[S]` uniform."""
@@ -280,13 +284,13 @@ class LSAC(nn.Module):
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """A Langevin step of every critic and, every `delay` updates, a step of policy, temperature and targets.
 
-        `batch` holds n B transitions, the real ones of each replica in turn.
+        `batch` holds n B transitions, the real ones of each replica in turn. `prepare` comes first.
         """
         cfg = self.config
         real = Batch(*(x.unflatten(1, (cfg.replicas, cfg.batch)) for x in batch))  # [S, n, B, ...]
         rows, synthetic = self.critic_batch(real)
         info, means = self.critic_step(rows, synthetic)
-        if self.updates % cfg.delay == 0 or not self.policy_info:
+        if self.phase[0] == 0 or not self.policy_info:
             self.policy_info = self.policy_step(real.obs, means)
             polyak(*self.averages, cfg.tau)
         return info | self.policy_info
