@@ -13,18 +13,20 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from plain_lsac import PlainLSAC
 from plain_nclql import PlainNCLQL
 from plain_s2ac import PlainS2AC, ReleasedS2AC
 from plain_sac import PlainSAC
 
 from softpolicy import device as devices
-from softpolicy import envs, runs
+from softpolicy import diffusion, envs, runs
 from softpolicy import streams as rng
-from softpolicy.agents import lql, nclql, s2ac, sac, sql
+from softpolicy.agents import dsact, lql, lsac, nclql, s2ac, sac, sql
 from softpolicy.replay import Replay
 from softpolicy.train import Loop
 
@@ -32,8 +34,14 @@ TASKS = ["HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Ant-v5", "Humanoid-v5", 
 SIZES = {"paper": None, "small": (128, 128), "tiny": (64, 64)}  # width, batch; None: the agent's own
 N_OBS, N_ACT = 17, 6  # HalfCheetah
 SEEDS = [0, 1, 2, 3, 4]
-AGENTS = {"sac": sac, "lql": lql, "nclql": nclql, "sql": sql, "s2ac": s2ac}
-PLAIN = {"sac": PlainSAC, "nclql": PlainNCLQL, "s2ac": PlainS2AC}  # single-seed yardsticks in plain PyTorch
+AGENTS = {"sac": sac, "lql": lql, "nclql": nclql, "sql": sql, "s2ac": s2ac, "dsact": dsact, "lsac": lsac}
+PLAIN = {
+    "sac": PlainSAC,
+    "nclql": PlainNCLQL,
+    "s2ac": PlainS2AC,
+    "lsac": PlainLSAC,
+}  # single-seed yardsticks in plain PyTorch
+EDM = diffusion.EDM()
 RELEASED = {"s2ac": ReleasedS2AC}  # single-seed yardsticks, the way of the released code; slow
 
 
@@ -90,12 +98,18 @@ class Rig:
         config = AGENTS[agent].Config(width=width, batch=batch, **changes)
         self.device, self.agent = device, config.build(N_OBS, N_ACT, seeds, device)
         self.streams = {"sample": rng.generators(seeds, "sample", device=device)}
-        replay = filled_replay(len(seeds), device)
-        update = lambda: self.agent.update(replay.sample(batch, self.streams["sample"]))  # noqa: E731
+        replay, rows = filled_replay(len(seeds), device), getattr(config, "transitions", batch)
+        update = lambda: self.agent.update(replay.sample(rows, self.streams["sample"]))  # noqa: E731
         self.update = update if eager else devices.captured(update, self)
         self.obs = torch.randn(len(seeds), 1, N_OBS, device=device)
+        self.prepare = lambda: None
+        if agent == "lsac":  # with as many synthetic transitions, and no refits: those are timed by themselves
+            self.agent.synthetic.data, self.agent.synthetic.follow = filled_replay(len(seeds), device), lambda *_: None
+        if hasattr(self.agent, "prepare"):
+            self.prepare = lambda: self.agent.prepare(replay)
 
     def __call__(self):
+        self.prepare()
         self.update()
 
     def act(self, *select: str):
@@ -108,11 +122,17 @@ def plain(agent: str, size: str, device: str, yardsticks: dict = PLAIN) -> Calla
     width, batch = sizes(agent, size)
     model, rows = yardsticks[agent](N_OBS, N_ACT, width, device=device), filled_replay(1, device).rows[0]
     parts = [rows[:, a:b].contiguous() for a, b in ((0, 17), (17, 23), (23, 24), (24, 41), (41, 42))]
+    parts = [p.squeeze(-1) if k in (2, 4) else p for k, p in enumerate(parts)]
+    synthetic = [p.clone() for p in parts]
 
     def update():
-        i = torch.randint(len(rows), (batch,), device=device)
-        obs, action, reward, next_obs, terminated = (p[i] for p in parts)
-        model.update(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
+        shape = (model.n, batch) if agent == "lsac" else (batch,)
+        i = torch.randint(len(rows), shape, device=device)
+        drawn = [p[i] for p in parts]
+        if agent == "lsac":
+            model.update(drawn, synthetic)
+        else:
+            model.update(*drawn)
 
     return update
 
@@ -163,6 +183,33 @@ def updates(device: str, rounds: int) -> list[dict]:
     return table
 
 
+def generators(device: str, rounds: int) -> list[dict]:
+    """Training steps and generated transitions a second (each serves all S seeds) of the diffusion model of LSAC, in
+    our settings and, of one seed, in those of its released code."""
+    table, ours = [], (lsac.Config().diffusion_width, lsac.Config().sampler_steps, 20, 256)
+    released = (2048, 128, 2, 4)
+    for name, seeds, setting in (("ours", [0], ours), ("ours", SEEDS, ours), ("released", [0], released)):
+        width, levels, steps, n = setting
+        fit, draw = diffusion_work(width, levels, seeds, device)
+        timed = [partial(fit, 1), partial(fit, 1 + steps), partial(draw, n)]
+        once, more, drawn = in_turns(timed, device, rounds if name == "ours" else 1)
+        row = {"name": f"diffusion, {name}", "seeds": len(seeds)}
+        table.append({"what": "training step", **row, "per_second": steps / (more - once)})
+        table.append({"what": "transition", **row, "per_second": n / drawn})
+    return table
+
+
+def diffusion_work(width: int, levels: int, seeds, device: str) -> tuple[Callable, Callable]:
+    """A fit of so many steps, and the generation of so many transitions."""
+    rows, streams = filled_replay(len(seeds), device).rows, rng.generators(seeds, "fit", device=device)
+
+    def fit(steps):
+        return diffusion.fit(rows, streams, diffusion.Training(width, lsac.Config().diffusion_blocks, steps), EDM)
+
+    model = fit(1)
+    return fit, lambda n: diffusion.generate(model, n, streams, levels)
+
+
 def loops(device: str, rounds: int) -> list[dict]:
     """Steps a second of the loop (act, update, environments, replay) on HalfCheetah, one step being S steps, and the
     evaluations a second (10 episodes a seed), which come on top: at full scale one every 5,000 steps."""
@@ -207,6 +254,8 @@ def flop(agent: str, size: str) -> float:
         critic_step = 2 * (3 * critic - first)  # forward, weights, inputs of all layers but the first
         actor_step = 3 * actor - N_OBS * width + 2 * 2 * critic  # the critics pass gradients on but learn nothing
         return 2 * batch * (actor + 2 * critic + critic_step + actor_step)
+    if agent in ("dsact", "lsac"):
+        return 2 * batch * return_work(agent, width)
     if agent in ("sql", "s2ac"):
         return 2 * batch * stein_work(agent, width)
     n_in = N_OBS + N_ACT + (16 if agent == "nclql" else 0)
@@ -228,6 +277,16 @@ def stein_work(agent: str, width: int, particles: int = 10, steps: int = 3) -> i
     ahead = steps * 2 * value + value + 2 * base + start
     here = steps * 4 * value + 2 * value + base + 3 * start - N_OBS * width  # forward and back
     return ahead + critic_step + here
+
+
+def return_work(agent: str, width: int) -> float:
+    """Multiplications of one update of DSAC-T or LSAC for one transition, policy steps (every second update) halved."""
+    replicas = 10 if agent == "lsac" else 1
+    actor, critic = net(N_OBS, 3, width, 2 * N_ACT), net(N_OBS + N_ACT, 3, width, 2)
+    learn = 3 * critic - (N_OBS + N_ACT) * width
+    refine = 0.5 * 2 * 2 * critic if agent == "lsac" else 0  # half of the batch, forward and back, both twins
+    policy = 3 * actor - N_OBS * width + 2 * 2 * critic
+    return replicas * (actor + 2 * critic + 2 * learn + refine) + policy / 2
 
 
 PAIRS = {
@@ -301,7 +360,8 @@ def main() -> None:
             show(part)
             rows += part
     else:
-        for part in (environments(args.rounds), updates(args.device, args.rounds), loops(args.device, args.rounds)):
+        for measure in (environments, *(partial(f, args.device) for f in (updates, generators, loops))):
+            part = measure(args.rounds)
             print()
             show(part)
             rows += part

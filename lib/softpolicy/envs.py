@@ -20,6 +20,10 @@ for _name, _layout in {"MultiGoal": "four", "MultiGoalMaxEntropy": "three"}.item
     for _end, _walls in {"": (), "Walls": True}.items():
         gym.register(f"softpolicy/{_name}{_end}-v0", "softpolicy.multigoal:MultiGoal", max_episode_steps=30,
                      kwargs={"layout": _layout, "walls": _walls})  # fmt: skip
+for _name, _body, _steps in (("PointMaze", "point", 45), ("AntMaze", "ant", 1_000)):
+    gym.register(f"softpolicy/{_name}-v0", "softpolicy.mazes:Maze", max_episode_steps=_steps, kwargs={"body": _body})
+
+DMC, DMC_TERMINAL = "dm_control/", "dm_control-terminal/"  # what stands before DOMAIN-TASK
 
 
 class Unstable(gym.Wrapper):
@@ -33,6 +37,14 @@ class Unstable(gym.Wrapper):
         except PhysicsError:
             obs = np.full(self.observation_space.shape, np.nan)
             return obs, float("nan"), False, True, {}
+
+
+class TimeLimitTerminates(gym.Wrapper):
+    """Reports the end of the time as the end of the task, as dmc2gym does, so that it stops the bootstrap."""
+
+    def step(self, action):
+        obs, reward, terminated, truncated, info = self.env.step(action)
+        return obs, reward, terminated or truncated, False, info
 
 
 class Episodes(gym.Wrapper):
@@ -68,9 +80,12 @@ class Episodes(gym.Wrapper):
 def make(env_id: str) -> gym.Env:
     """The task `env_id`: a gymnasium id (`HalfCheetah-v5`) or `dm_control/DOMAIN-TASK` (`dm_control/cheetah-run`).
 
-    Raises ValueError for an unknown id, and for tasks whose actions are not a bounded box.
+    With `dm_control-terminal/` instead of `dm_control/` the time limit counts as termination, as in dmc2gym, which
+    the released code of LSAC trains on. Raises ValueError for an unknown id, and for tasks whose actions are not a
+    bounded box.
     """
-    env = _dm_control(env_id) if env_id.startswith("dm_control/") else _gymnasium(env_id)
+    dmc = env_id.startswith((DMC, DMC_TERMINAL))
+    env = _dm_control(env_id) if dmc else _gymnasium(env_id)
     if not isinstance(env.action_space, gym.spaces.Box) or not np.isfinite(env.action_space.low).all():
         raise ValueError(
             f"{env_id} has the action space {env.action_space}; only bounded continuous actions are accepted"
@@ -78,7 +93,7 @@ def make(env_id: str) -> gym.Env:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # infinite bounds of observation spaces are cast
         env = gym.wrappers.FlattenObservation(env)
-        env = Unstable(env) if env_id.startswith("dm_control/") else env
+        env = Unstable(env) if dmc else env
         return Episodes(gym.wrappers.RescaleAction(env, np.float32(-1), np.float32(1)))
 
 
@@ -117,11 +132,12 @@ def _dm_control(env_id: str) -> gym.Env:
             from shimmy.dm_control_compatibility import DmControlCompatibilityV0
     except ImportError as e:
         raise ValueError(f"{env_id} needs dm-control and shimmy ({e}); install softpolicy[dmc]") from None
-    names = [f"dm_control/{domain}-{task}" for domain, task in suite.ALL_TASKS]
+    names = [f"{kind}{domain}-{task}" for kind in (DMC, DMC_TERMINAL) for domain, task in suite.ALL_TASKS]
     if env_id not in names:
         close = difflib.get_close_matches(env_id, names, n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "give an id such as dm_control/cheetah-run"
         raise ValueError(f"unknown environment '{env_id}'; {hint}")
-    domain, task = env_id.removeprefix("dm_control/").split("-", 1)
+    domain, task = env_id.split("/")[1].split("-", 1)
     # The bridge reports the end of the 1,000 steps as truncated and a task's own end (discount 0) as terminated.
-    return DmControlCompatibilityV0(suite.load(domain, task, environment_kwargs={"flat_observation": True}))
+    env = DmControlCompatibilityV0(suite.load(domain, task, environment_kwargs={"flat_observation": True}))
+    return TimeLimitTerminates(env) if env_id.startswith(DMC_TERMINAL) else env

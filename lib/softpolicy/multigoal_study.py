@@ -150,13 +150,13 @@ def exact(layout: str, episodes: int = 200) -> dict:
     }
 
 
-def shares(place: Path, layout: str, label: str, walls: bool = False) -> pd.DataFrame:
+def shares(place: Path, layout: str, label: str) -> pd.DataFrame:
     """Recorded shares of the goals and of none, a row for each selection and seed, the index; empty if not run."""
     folder = next(place / layout / k for k, v in studies.MULTIGOAL[layout].variants.items() if v[0] == label)
     if not (folder / "final.csv").exists():
         return pd.DataFrame()
     rows = pd.read_csv(folder / "final.csv")
-    rows = rows[rows["walls"] == walls].set_index(["select", "seed"])
+    rows = rows[~rows["walls"]].set_index(["select", "seed"])
     return rows[[f"g{i}" for i in range(len(multigoal.GOALS[layout]))] + ["none"]]
 
 

@@ -76,3 +76,17 @@ def _points(ax, reference, offset: int) -> None:
     for (_, row), color in zip(reference.iterrows(), colors * 9, strict=False):
         label = f"{row['source']}, {row['env_id']}"
         ax.errorbar(row["steps"], row["mean"], yerr=row["spread"], fmt="D", ms=5, capsize=3, color=color, label=label)
+
+
+def maze(ax, layout, start="C2", goals="C1") -> Figure:
+    """Walls, start and goals of a map (`mazes.MAP`), one unit a cell, the origin in the middle, to draw paths upon."""
+    height, width = len(layout), len(layout[0])
+    colors = {"#": "0.75", "S": start, "G": goals}
+    for i, row in enumerate(layout):
+        for j, kind in enumerate(row):
+            if kind in colors:
+                alpha = 1 if kind == "#" else 0.3
+                corner = (j - width / 2, height / 2 - i - 1)
+                ax.add_patch(plt.Rectangle(corner, 1, 1, facecolor=colors[kind], alpha=alpha, lw=0, zorder=0))
+    ax.set(xlim=(-width / 2, width / 2), ylim=(-height / 2, height / 2), aspect="equal", xticks=[], yticks=[])
+    return ax.figure

@@ -26,7 +26,7 @@ import torch
 import softpolicy
 
 FORMAT = "softpolicy-run-1"
-PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "dm-control", "shimmy")
+PACKAGES = ("torch", "numpy", "gymnasium", "mujoco", "dm-control", "shimmy", "gymnasium-robotics")
 
 
 class RunError(Exception):

@@ -7,6 +7,7 @@ folder each. Studies never count in verdicts between agents (`report.main_runs`)
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ import pandas as pd
 import torch
 
 from softpolicy import runs
-from softpolicy.agents.s2ac import RELEASE
+from softpolicy.agents import lsac, s2ac
 from softpolicy.train import train
 
 
@@ -61,7 +62,7 @@ STEIN = {
     "sac": ("SAC", "sac", dict(init_alpha=ALPHA, learn_alpha=False)),
     "sql": ("SQL", "sql", dict(alpha=ALPHA)),
     "s2ac": ("S2AC", "s2ac", dict(svgd_steps=10, amortised=True, **START, **CAP)),
-    "s2ac-release": ("S2AC as released", "s2ac", RELEASE | dict(svgd_steps=10, **START)),
+    "s2ac-release": ("S2AC as released", "s2ac", s2ac.RELEASE | dict(svgd_steps=10, **START)),
     "s2ac-learned": ("S2AC, learned start, 3 steps", "s2ac", dict(svgd_steps=3, **LEARNED)),
 }
 STEIN_ABLATIONS = {
@@ -85,13 +86,57 @@ MULTIGOAL = {
     )
 }  # fmt: skip
 
-STUDIES = {"langevin": LANGEVIN}
+# LSAC's parts and its authors' code, one departure at a time (chapter *Langevin soft actor-critic*), on the same task.
+# The policy starts nearly greedy and learns faster than by default, for 5,000 updates; fits are as much more frequent.
+SYNTHETIC = dict(refit_every=1_000, n_synth=1_000, diffusion_width=64, diffusion_blocks=3, diffusion_steps=500)
+REAL = dict(mix=0.0, diffusion=False, refine="off")
+LSAC = Study(
+    protocol=dict(env_id="Reacher-v5", seeds=[0, 1, 2, 3, 4], steps=6_000, warmup=1_000, eval_every=500,
+                  eval_episodes=20, checkpoint_every=100_000),
+    common=dict(width=64, batch=64, init_log_alpha=-3.0, policy_lr=3e-4),
+    variants={
+        "lsac": ("LSAC", "lsac", SYNTHETIC),
+        "sac": ("SAC", "sac", dict(init_alpha=0.05)),
+        "dsact": ("DSAC-T", "dsact", {}),
+        "dsact-lr-1e-3": ("DSAC-T, step size of LSAC", "dsact", dict(lr=1e-3)),
+        "replicas-1": ("1 replica", "lsac", SYNTHETIC | dict(replicas=1)),
+        "replicas-5": ("5 replicas", "lsac", SYNTHETIC | dict(replicas=5)),
+        "replicas-20": ("20 replicas", "lsac", SYNTHETIC | dict(replicas=20)),
+        "adam": ("Adam", "lsac", SYNTHETIC | dict(optimizer="adam")),
+        "psgld": ("pSGLD, noise 0.003", "lsac", SYNTHETIC | dict(optimizer="psgld", noise_scale=3e-3)),
+        "noise-1e-8": ("noise 1e-8", "lsac", SYNTHETIC | dict(noise_scale=1e-8)),
+        "noise-0.1": ("noise 0.1", "lsac", SYNTHETIC | dict(noise_scale=0.1)),
+        "lr-1e-4": ("step size 1e-4", "lsac", SYNTHETIC | dict(lr=1e-4)),
+        "lr-3e-4": ("step size 3e-4", "lsac", SYNTHETIC | dict(lr=3e-4)),
+        "lr-1e-2": ("step size 1e-2", "lsac", SYNTHETIC | dict(lr=1e-2)),
+        "refine-off": ("no refinement", "lsac", SYNTHETIC | dict(refine="off")),
+        "refine-adam": ("refined by one step of Adam", "lsac", SYNTHETIC | dict(refine="adam")),
+        "refine-dipo": ("refined by 20 steps of Adam", "lsac", SYNTHETIC | dict(refine="dipo")),
+        "refine-real": ("refinement of real data only", "lsac", dict(diffusion=False)),
+        "mix-0": ("real data only", "lsac", REAL),
+        "mix-25": ("a quarter synthetic", "lsac", SYNTHETIC | dict(mix=0.25)),
+        "mix-75": ("three quarters synthetic", "lsac", SYNTHETIC | dict(mix=0.75)),
+        "no-writeback": ("refined actions not stored", "lsac", SYNTHETIC | dict(writeback=False)),
+        "few-synthetic": ("copies, 16 rows a fit", "lsac", SYNTHETIC | dict(copies=True, n_synth=16)),
+        "sigma-detached": ("standard deviation not trained", "lsac", SYNTHETIC | dict(sigma_grad=False)),
+        "code-exp": ("replica picked by the code", "lsac", SYNTHETIC | dict(select="code_exp")),
+        "argmax": ("replica of largest value", "lsac", SYNTHETIC | dict(select="argmax_safe")),
+        "l2-norm": ("pull of every tensor", "lsac", SYNTHETIC | dict(l2_norm=1e-4)),
+        "share-b": ("shared boundary", "lsac", SYNTHETIC | dict(share_b=True)),
+        "leak": ("leaked gradient", "lsac", SYNTHETIC | dict(refine="adam", leak=True)),
+        "release": ("all as released", "lsac", SYNTHETIC | lsac.RELEASE | dict(n_synth=16)),
+    },
+)  # fmt: skip
+
+STUDIES = {"langevin": LANGEVIN, "lsac": LSAC}
 
 
 def config(study: Study, variant: str):
-    """The agent's settings of a variant."""
+    """The agent's settings of a variant; those common settings that the agent does not have are left out."""
     _, agent, changes = study.variants[variant]
-    return importlib.import_module(f"softpolicy.agents.{agent}").Config(**study.common, **changes)
+    agent = importlib.import_module(f"softpolicy.agents.{agent}").Config
+    known = {f.name for f in dataclasses.fields(agent)}
+    return agent(**{k: v for k, v in study.common.items() if k in known}, **changes)
 
 
 def run(study: Study, variant: str, out, **changes) -> pd.DataFrame:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from softpolicy import diffusion
 from softpolicy import streams as rng
 from softpolicy.diffusion import EDM, Denoiser, Training, denoise, fit, generate
+from softpolicy.optim import clipped
 from softpolicy.replay import Replay
 
 SMALL = Training(width=16, blocks=1, steps=30, batch=32)

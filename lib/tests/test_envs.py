@@ -5,11 +5,14 @@ import json
 import gymnasium as gym
 import numpy as np
 import pytest
+import torch
 from gymnasium.vector import AutoresetMode
 
-from softpolicy import envs
+from softpolicy import envs, train
+from softpolicy.agents import sac
 
 TASKS = ["Hopper-v5", "Ant-v4", "Humanoid-v5", "dm_control/cheetah-run", "dm_control/walker-walk"]
+TASKS += ["softpolicy/PointMaze-v0", "softpolicy/AntMaze-v0"]
 
 
 def walk(env, n, seed=0):
@@ -42,13 +45,33 @@ def test_environment_comes_back_exactly_with_its_physics(env_id):
     assert obs.shape == first.observation_space.shape
 
 
-@pytest.mark.parametrize("env_id", ["HalfCheetah-v5", "dm_control/cheetah-run"])
-def test_time_limit_truncates_and_does_not_terminate(env_id):
+@pytest.mark.parametrize(
+    ("env_id", "end"),
+    [
+        ("HalfCheetah-v5", (False, True)),
+        ("dm_control/cheetah-run", (False, True)),
+        ("dm_control-terminal/cheetah-run", (True, False)),  # asked for by its name
+    ],
+)
+def test_time_limit_truncates_and_does_not_terminate(env_id, end):
     env = envs.make(env_id)
     env.reset(seed=0)
     steps = walk(env, 1000)
     assert not any(terminated or truncated for *_, terminated, truncated in steps[:-1])
-    assert steps[-1][2:] == (False, True)
+    assert steps[-1][2:] == end
+
+
+@pytest.mark.parametrize(("kind", "stored"), [("dm_control", 0), ("dm_control-terminal", 1)])
+def test_what_is_stored_at_the_time_limit_of_dm_control_can_be_chosen(kind, stored):
+    loop = train.Loop(sac.Config(width=4, batch=4), f"{kind}/cartpole-swingup", [0], 1001, 1, "cpu")
+    loop.obs, _ = loop.envs.reset(seed=[0])
+    for _ in range(1001):
+        loop.advance(warmup=2000)
+    loop.close()
+    batch = loop.replay.rows[0].split(loop.replay.widths, -1)
+    assert torch.nonzero(batch[4][:, 0]).flatten().tolist() == [999] * stored
+    assert not torch.equal(batch[3][999], batch[0][1000])  # the true last observation, not the next start
+    assert torch.equal(batch[3][:999], batch[0][1:1000])
 
 
 def test_falling_over_terminates():
@@ -93,6 +116,7 @@ def test_episodes_differ_and_repeat_with_their_seed():
     [
         ("HalfCheeta-v5", "HalfCheetah-v5"),
         ("dm_control/cheetah-rn", "dm_control/cheetah-run"),
+        ("dm_control-terminal/cheetah-rn", "dm_control-terminal/cheetah-run"),
         ("no such thing", "HalfCheetah-v5"),
     ],
 )
