@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 
 from softpolicy import multigoal_study, runs, stats, studies
+from softpolicy.agents import lsac
 from softpolicy.settings import SIZES, sized
 
 
@@ -84,7 +85,7 @@ def against_reported(agent: str = "sac", root: Path | None = None) -> pd.DataFra
 
 def claims(root: Path | None = None) -> list[Claim]:
     """Every claim the book tests, with the verdict that the recorded rows give."""
-    return [*sac_claims(root), *langevin_claims(root), *stein_claims(root)]
+    return [*sac_claims(root), *langevin_claims(root), *stein_claims(root), *lsac_claims(root)]
 
 
 def sac_claims(root: Path | None = None) -> list[Claim]:
@@ -206,6 +207,138 @@ def amortised_claims(place: Path, bench: Path) -> list[Claim]:
     ]
 
 
+LSAC = "[Langevin soft actor-critic](lsac.ipynb)"
+LSAC_TASKS = ("HalfCheetah-v5", "dm_control/cheetah-run")
+
+
+def lsac_claims(root: Path | None = None) -> list[Claim]:
+    """Chapter *Langevin soft actor-critic*: optimiser, replicas, synthetic data, mazes, returns and cost beside SAC and
+    DSAC-T."""
+    recorded = runs.data_root() / "runs"
+    return [
+        *lsac_study_claims(recorded / "lsac-ablations"),
+        *maze_claims(maze_table(recorded / "maze")),
+        *(beats("lsac", other, task, LSAC, "returns at least as much as", root)
+          for task in LSAC_TASKS for other in ("sac", "dsact")),
+        lsac_cost_claim(runs.data_root() / "bench" / "cpu.json"),
+    ]  # fmt: skip
+
+
+def mean_return(rows: pd.DataFrame, step: int) -> pd.Series:
+    """Each seed's mean return over all evaluations up to `step`; only seeds that got there."""
+    return score_at(rows, step, last=len(rows))
+
+
+def lsac_study_claims(place: Path) -> list[Claim]:
+    """From the recorded study: what aSGLD, replicas, synthetic data and refinement are worth on its task."""
+    rows, protocol = studies.load(studies.LSAC, place), studies.LSAC.protocol
+    scale, by_label = f"{protocol['env_id']}, {protocol['steps']:,} steps", {}
+    if len(rows):
+        by_label = dict(list(rows.groupby("variant")))
+    found = []
+    for other, score, text in (
+        ("Adam", score_at, "LSAC's critics by aSGLD return more than by Adam"),
+        ("1 replica", score_at, "Ten replicas return more than one"),
+        ("SAC", score_at, "LSAC returns more than SAC"),
+        ("DSAC-T", score_at, "LSAC returns more than DSAC-T"),
+        ("real data only", mean_return, "Synthetic data with refined actions learn faster than real data alone"),
+        ("no refinement", mean_return, "Synthetic data learn faster with refined actions than as generated"),
+    ):
+        pair = [
+            score(by_label[label], protocol["steps"]) if label in by_label else pd.Series(dtype=float)
+            for label in ("LSAC", other)
+        ]
+        measure = "last three evaluations" if score is score_at else "mean over training"
+        found.append(Claim(LSAC, f"{text} ({scale}, {measure})", *difference(*pair)))
+    return found
+
+
+def maze_table(place: Path) -> pd.DataFrame:
+    """The recorded runs in mazes that `maze_study` was applied to, a row a seed: coverage at the end, and of the final
+    policy the routes and goals to which 5 % of its episodes went, and the share that reached a goal."""
+    table = []
+    for out in runs.find(place):
+        if not ((out / "coverage.csv").exists() and (out / "routes.csv").exists()):
+            continue
+        identity, coverage = runs.manifest(out)["identity"], pd.read_csv(out / "coverage.csv")
+        routes = pd.read_csv(out / "routes.csv", keep_default_na=False).query("source == 'policy'")
+        for seed, rows in routes.groupby("seed"):
+            share = rows["count"] / rows["count"].sum()
+            taken, mine = rows[(share >= 0.05) & (rows["goal"] >= 0)], coverage[coverage["seed"] == seed]
+            table.append(
+                {"env_id": identity["env_id"], "agent": maze_name(identity), "seed": seed,
+                 "coverage": mine["coverage"].iloc[-1], "steps": mine["step"].iloc[-1], "routes": len(taken),
+                 "goals": taken["goal"].nunique(), "reached": share[rows["goal"] >= 0].sum(), "folder": out}
+            )  # fmt: skip
+    return pd.DataFrame(table)
+
+
+def maze_name(identity: dict) -> str:
+    """What a page calls an agent in a maze: its name, and of LSAC those parts that are missing."""
+    name, given = agent_name(identity["agent"]), lambda key: identity.get(f"lsac.{key}")
+    if identity["agent"] == "lsac":
+        name += ", Adam" if given("optimizer") == "adam" else ""
+        name += ", 1 replica" if given("replicas") == 1 else ""
+        name += ", real data" if not given("mix") else ""
+    return name
+
+
+def maze_claims(table: pd.DataFrame) -> list[Claim]:
+    """From `maze_table`: whether LSAC's final policy takes several routes, and whether it covers more than others."""
+    found = []
+    for env_id in ("softpolicy/PointMaze-v0", "softpolicy/AntMaze-v0"):
+        here, task = table[table["env_id"] == env_id] if len(table) else table, env_id.split("/")[1].split("-")[0]
+        score = {name: rows for name, rows in here.groupby("agent")} if len(here) else {}
+        text = f"LSAC's final policy takes several routes in {task}"
+        if "LSAC" in score:
+            routes = score["LSAC"]["routes"]
+            evidence = f"routes of each seed: {' '.join(map(str, routes))}"
+            found.append(Claim(LSAC, text, paired(routes > 1), evidence))
+        else:
+            found.append(Claim(LSAC, text, "not run", "no run recorded"))
+        for other, column, words in (
+            ("SAC", "routes", "takes more routes than SAC"),
+            ("DSAC-T", "routes", "takes more routes than DSAC-T"),
+            ("SAC", "coverage", "has visited more of the maze than SAC"),
+            ("DSAC-T", "coverage", "has visited more of the maze than DSAC-T"),
+            ("LSAC, Adam", "coverage", "has visited more of the maze with aSGLD than with Adam"),
+            ("LSAC, 1 replica", "coverage", "has visited more of the maze with ten replicas than with one"),
+        ):
+            pair = [score[k][column] if k in score else pd.Series(dtype=float) for k in ("LSAC", other)]
+            found.append(Claim(LSAC, f"LSAC {words} ({task})", *difference(*pair)))
+    return found
+
+
+def lsac_costs(bench: Path) -> dict[str, float]:
+    """Milliseconds of one update at size paper from a recorded table of `ci/bench`, of SAC, DSAC-T, LSAC, and what
+    LSAC's fits and generated transitions add to each; empty if one of them is not in the table."""
+    rows = json.loads(bench.read_text())["rows"] if bench.exists() else []
+    rate = {(r["what"], r["name"]): r["per_second"] for r in rows if r["seeds"] == 1}
+    update, ours = "update, paper", "diffusion, ours"
+    needed = [(update, name) for name in ("sac", "dsact", "lsac")] + [("training step", ours), ("transition", ours)]
+    if not rate.keys() >= set(needed):
+        return {}
+    config = lsac.Config()
+    fit = config.diffusion_steps / rate["training step", ours] + config.n_synth / rate["transition", ours]
+    costs = {agent_name(name): 1e3 / rate[update, name] for name in ("sac", "dsact", "lsac")}
+    return costs | {"LSAC's fits and generation": 1e3 * fit / config.refit_every}
+
+
+def lsac_cost_claim(bench: Path) -> Claim:
+    """Time of an update beside SAC and DSAC-T; "comparable" is at most twice as much, a bound of ours."""
+    text, costs = (
+        "LSAC's computing time an update is comparable to SAC's and DSAC-T's (at most twice)",
+        lsac_costs(bench),
+    )
+    if not costs:
+        return Claim(LSAC, text, "not run", "no benchmark recorded")
+    ours = costs["LSAC"] + costs["LSAC's fits and generation"]
+    ratio = pd.Series({name: ours / costs[name] for name in ("SAC", "DSAC-T")})
+    evidence = ", ".join(f"{x:.1f} times {name}" for name, x in ratio.items())
+    word = "mixed" if (ratio <= 2).nunique() == 2 else paired(ratio <= 2)
+    return Claim(LSAC, text, word, f"{evidence} (paper size, one seed, fits included)")
+
+
 def paired(better: pd.Series) -> str:
     """The verdict on a comparison made once for each training seed."""
     if better.all():
@@ -283,7 +416,7 @@ def on_task(out: Path, env_id: str | None = None, n_envs: int = 1) -> bool:
 
 def agent_name(agent: str) -> str:
     """An agent's name in a sentence."""
-    return {"nclql": "NC-LQL", "s2ac": "S2AC"}.get(agent, agent.upper())
+    return {"nclql": "NC-LQL", "s2ac": "S2AC", "dsact": "DSAC-T"}.get(agent, agent.upper())
 
 
 def cost_claim(bench: Path) -> Claim:

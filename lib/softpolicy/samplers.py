@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 Score = Callable[[Tensor], Tensor]
@@ -120,25 +122,26 @@ def with_gradient(log_density: Callable[[Tensor], Tensor], x: Tensor) -> tuple[T
     return value.detach(), gradient
 
 
-def log_acceptance(x: Tensor, at_x, y: Tensor, at_y, step: float) -> Tensor:
+def log_acceptance(x: Tensor, at_x, y: Tensor, at_y, step: float | Tensor) -> Tensor:
     """Metropolis-Hastings' log ratio `[...]` of a Langevin move from x to y `[..., d]` (Roberts and Tweedie 1996).
 
     `log p(y) + log q(x | y) - log p(x) - log q(y | x)` with `q(y | x) = N(y; x + (step / 2) grad log p(x), step I)`;
     at_x and at_y are `with_gradient(log_density, .)` there.
     """
-    there = (y - x - 0.5 * step * at_x[1]).square().sum(-1)
-    back = (x - y - 0.5 * step * at_y[1]).square().sum(-1)
-    return at_y[0] - at_x[0] + (there - back) / (2 * step)
+    there = (y - x - 0.5 * step * at_x[1]).square() / (2 * step)
+    back = (x - y - 0.5 * step * at_y[1]).square() / (2 * step)
+    return at_y[0] - at_x[0] + (there - back).sum(-1)
 
 
-def mala(log_density, x: Tensor, step: float, n_steps: int, noise, uniforms, trajectory: bool = False):
+def mala(log_density, x: Tensor, step: float | Tensor, n_steps: int, noise, uniforms, trajectory: bool = False):
     """Metropolis-adjusted Langevin: a Langevin move, taken with probability min(1, exp(`log_acceptance`)).
 
     Its stationary law is the density itself at every step size. `log_density` `[..., d] -> [...]` may be -inf outside
-    the support, but not at the start; `uniforms` is an iterable of numbers in [0, 1) of shape `[...]`. Returns the
-    positions (all of them with `trajectory`) and each chain's share of accepted moves `[...]`.
+    the support, but not at the start; `uniforms` is an iterable of numbers in [0, 1) of shape `[...]`; `step` may
+    be a tensor of shape `[..., 1]`. Returns the positions (all of them with `trajectory`) and each chain's share of
+    accepted moves `[...]`.
     """
-    if not step > 0 or n_steps < 1:
+    if not torch.as_tensor(step).min() > 0 or n_steps < 1:
         raise ValueError(f"step size and number of steps must be positive, got {step} and {n_steps}")
     here = with_gradient(log_density, x)
     if not torch.isfinite(here[0]).all():
@@ -147,7 +150,7 @@ def mala(log_density, x: Tensor, step: float, n_steps: int, noise, uniforms, tra
     noise, uniforms = iter(noise), iter(uniforms)
     for _ in range(n_steps):
         z, u = _next(noise), _next(uniforms)
-        y = x + 0.5 * step * here[1] + math.sqrt(step) * z
+        y = x + 0.5 * step * here[1] + step**0.5 * z
         there = with_gradient(log_density, y)
         accept = u.log() < log_acceptance(x, here, y, there, step)  # false for NaN, so outside the support
         x = torch.where(accept[..., None], y, x)
@@ -156,3 +159,91 @@ def mala(log_density, x: Tensor, step: float, n_steps: int, noise, uniforms, tra
         if trajectory:
             path.append(x)
     return torch.stack(path) if trajectory else x, taken / n_steps
+
+
+def underdamped(
+    score: Score, x: Tensor, v: Tensor, step: float, n_steps: int, noise: Iterable[Tensor], friction: float = 1.0,
+    trajectory: bool = False, check: bool = True,
+):  # fmt: skip
+    """Underdamped Langevin dynamics by the splitting BAOAB (Leimkuhler and Matthews 2013): positions and velocities.
+
+    `dx = v dt, dv = (score(x) - friction v) dt + sqrt(2 friction) dW` leaves `p(x) Normal(v; 0, I)` as it is. One step
+    h: half a kick, half a drift, friction and noise exactly, half a drift, half a kick,
+
+        v += (h/2) score(x);  x += (h/2) v;  v <- c v + sqrt(1 - c^2) z;  x += (h/2) v;  v += (h/2) score(x)
+
+    with c = exp(-friction h): one new score a step. On a Gaussian the positions have exactly the right variance at
+    every stable step (h times the largest frequency below 2). With friction 0 it is the leapfrog; with infinite
+    friction it is Langevin dynamics of step h^2, each noise spread over two steps. x and v are `[..., d]`; with
+    `trajectory` all positions `[1 + n_steps, ..., d]` come back. ValueError for a step that is not positive, or
+    negative friction.
+    """
+    if not step > 0 or not friction >= 0 or n_steps < 1:
+        raise ValueError(f"step and n_steps must be positive, friction not negative; got {step}, {n_steps}, {friction}")
+    c, path, noise = math.exp(-friction * step), [x], iter(noise)
+    gradient = score(x)
+    for _ in range(n_steps):
+        v = v + 0.5 * step * gradient
+        x = x + 0.5 * step * v
+        v = c * v + math.sqrt(1 - c**2) * _next(noise)
+        x = x + 0.5 * step * v
+        gradient = score(x)
+        if check:
+            _check(gradient, x)
+        v = v + 0.5 * step * gradient
+        if trajectory:
+            path.append(x)
+    return torch.stack(path) if trajectory else x, v
+
+
+class Tempered(NamedTuple):
+    """What `tempering` gives back, for K temperatures."""
+
+    x: Tensor  # [..., K, d]: the last positions
+    cold: Tensor  # [1 + rounds, ..., d]: positions at betas[0], the start first
+    moves: Tensor  # [..., K]: share of moves taken at each temperature
+    swaps: Tensor  # [..., K - 1]: share of offers taken to swap k and k + 1
+
+
+def exchange(log_p: Tensor, betas: Tensor, coin: Tensor, odd: bool) -> tuple[Tensor, Tensor]:
+    """Where each temperature takes its position from, `[..., K]` (integers), and which neighbours swap `[..., K - 1]`.
+
+    Temperatures k and k + 1, k even or `odd`, swap with probability
+    `min(1, exp((beta_k - beta_{k+1}) (log p(x_{k+1}) - log p(x_k))))`, which is in detailed balance with the product of
+    p(x_k)^beta_k. log_p `[..., K]`, betas `[K]`, coin uniform `[..., K - 1]`.
+    """
+    ratio = (betas[:-1] - betas[1:]) * log_p.diff(dim=-1)
+    offered = torch.arange(len(betas) - 1, device=betas.device) % 2 == odd
+    swap = (coin.log() < ratio) & offered  # false for NaN
+    up, down = F.pad(swap.long(), (0, 1)), F.pad(swap.long(), (1, 0))
+    return torch.arange(len(betas), device=betas.device) + up - down, swap
+
+
+def tempering(log_density, x: Tensor, betas: Tensor, step: float, rounds: int, per_round: int, noise, uniforms):
+    """Parallel tempering with replica exchange (Earl and Deem 2005): chains on p^beta_k that swap positions.
+
+    A round is `per_round` moves of `mala` on `betas[k] log p` with step size `step / betas[k]`, so that all
+    temperatures have one drift, then `exchange` between every second pair of neighbours, even and odd pairs in turn.
+    Both leave the product of the p^beta_k as it is, at every step size.
+
+    x          start `[..., K, d]`; betas `[K]`, falling from that of interest, usually 1
+    noise      iterable of `[..., K, d]`, one a move; uniforms: of `[..., K]`, one a move and one a round
+
+    A round costs each chain `per_round` + 1 gradients and a value. ValueError unless there are K betas, positive and
+    falling, and a round.
+    """
+    betas = torch.as_tensor(betas, dtype=x.dtype, device=x.device)
+    if betas.shape != x.shape[-2:-1] or not (betas > 0).all() or not (betas.diff() < 0).all() or rounds < 1:
+        raise ValueError(
+            f"give {x.shape[-2]} inverse temperatures, positive and falling, and at least one round;"
+            f" got {betas.tolist()} and {rounds}"
+        )
+    noise, uniforms, path, moves, swaps = iter(noise), iter(uniforms), [x[..., 0, :]], 0.0, 0.0
+    for t in range(rounds):
+        x, taken = mala(lambda x: betas * log_density(x), x, step / betas[:, None], per_round, noise, uniforms)
+        index, swap = exchange(log_density(x), betas, _next(uniforms)[..., :-1], t % 2 == 1)
+        x = x.gather(-2, index[..., None].expand_as(x))
+        moves, swaps = moves + taken, swaps + swap
+        path.append(x[..., 0, :])
+    offers = torch.tensor([(rounds + 1 - k % 2) // 2 for k in range(len(betas) - 1)]).to(betas)
+    return Tempered(x, torch.stack(path), moves / rounds, swaps / offers.clamp(min=1))

@@ -128,7 +128,25 @@ LSAC = Study(
     },
 )  # fmt: skip
 
-STUDIES = {"langevin": LANGEVIN, "lsac": LSAC}
+# Exploration of the point maze: a reward of 1 at four goals, so temperatures start low; environments are stepped
+# five at a time. `python -m softpolicy.maze_study` then says what each run explored.
+ROUTES = SYNTHETIC | dict(refit_every=2_000, n_synth=2_000, init_log_alpha=-7.0)
+MAZE = Study(
+    protocol=dict(env_id="softpolicy/PointMaze-v0", seeds=[0, 1, 2, 3, 4], steps=100_000, n_envs=5, warmup=5_000,
+                  eval_every=2_500, eval_episodes=10, checkpoint_every=50_000),
+    common=dict(width=64, batch=64),
+    variants={
+        "sac": ("SAC", "sac", dict(init_alpha=1e-3)),
+        "greedy": ("SAC without entropy", "sac", dict(init_alpha=1e-6, learn_alpha=False)),
+        "dsact": ("DSAC-T", "dsact", dict(init_log_alpha=-7.0)),
+        "lsac": ("LSAC", "lsac", ROUTES),
+        "adam": ("LSAC with Adam", "lsac", ROUTES | dict(optimizer="adam")),
+        "replicas-1": ("LSAC, 1 replica", "lsac", ROUTES | dict(replicas=1)),
+        "mix-0": ("LSAC, real data only", "lsac", REAL | dict(init_log_alpha=-7.0)),
+    },
+)  # fmt: skip
+
+STUDIES = {"langevin": LANGEVIN, "lsac": LSAC, "maze": MAZE}
 
 
 def config(study: Study, variant: str):

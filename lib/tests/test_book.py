@@ -213,7 +213,7 @@ def test_library_does_not_ask_for_torch():
 
     project = tomllib.loads((ROOT / "lib" / "pyproject.toml").read_text())["project"]
     assert not [line for line in project["dependencies"] if line.startswith("torch") or "==" in line]
-    assert {"mujoco", "dmc", "dev"} <= project["optional-dependencies"].keys()
+    assert {"mujoco", "dmc", "maze", "dev"} <= project["optional-dependencies"].keys()
 
 
 # --- ci/run and its siblings

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softpolicy import plots, report, runs
-from softpolicy.agents import sac
+from softpolicy import plots, report, runs, studies
+from softpolicy.agents import lsac, sac
 
 finite = st.floats(-1e4, 1e4)
 
@@ -113,6 +113,95 @@ def test_ablations_that_are_not_recorded_have_no_verdict(tmp_path):
 def test_runs_with_another_number_of_updates_a_step_are_not_compared(tmp_path):
     write_pair(tmp_path, [1, 2, 3], [1, 2, 3], n_envs=5)
     assert report.beats("nclql", "sac", "Hopper-v5", "here", "beats", tmp_path).verdict == "not run"
+
+
+def study_rows(**returns):
+    """Rows of LSAC's study, five seeds a variant: its return at the end, half of it before."""
+    end = studies.LSAC.protocol["steps"]
+    return pd.DataFrame(
+        {"variant": name.replace("_", " "), "run": name, "seed": seed, "step": step, "return": share * r + 0.01 * seed}
+        for name, r in returns.items()
+        for seed in range(5)
+        for step, share in ((end // 2, 0.5), (end, 1.0))
+    )
+
+
+@pytest.mark.parametrize(
+    ("other", "word"), [(-9.0, "reproduced"), (-1.0, "not reproduced"), (-4.0, "undecided"), (None, "not run")]
+)
+def test_claims_on_the_parts_of_lsac_follow_the_study(monkeypatch, tmp_path, other, word):
+    returns = {"LSAC": -4.0} | ({} if other is None else {"Adam": other, "real_data_only": other})
+    monkeypatch.setattr(report.studies, "load", lambda *_: study_rows(**returns))
+    found = {c.claim.split(" (")[0]: c.verdict for c in report.lsac_study_claims(tmp_path)}
+    assert found["LSAC's critics by aSGLD return more than by Adam"] == word
+    assert found["Synthetic data with refined actions learn faster than real data alone"] == word
+    assert found["Ten replicas return more than one"] == "not run"
+
+
+def test_mean_return_is_over_training_and_leaves_out_who_stopped():
+    rows = pd.DataFrame({"run": "a", "seed": [0, 0, 1], "step": [10, 20, 10], "return": [1.0, 3.0, 100.0]})
+    assert report.mean_return(rows, 20).to_dict() == {0: 2.0}
+
+
+def write_maze(root, agent, coverage, counts):
+    """A run in the maze of two seeds, with the episodes of its final policy along routes NE, NW, EN and none."""
+    out = root / agent
+    out.mkdir(parents=True)
+    identity = {"agent": agent, "env_id": "softpolicy/PointMaze-v0", "lsac.mix": 0.5, "lsac.replicas": 10}
+    (out / "manifest.json").write_text(json.dumps({"format": runs.FORMAT, "identity": identity}))
+    curve = [{"step": t, "seed": s, "coverage": c * t / 20} for s, c in enumerate(coverage) for t in (10, 20)]
+    pd.DataFrame(curve).to_csv(out / "coverage.csv", index=False)
+    ways = {"NE": 1, "NW": 0, "EN": 1, "none": -1}
+    rows = [
+        {"source": source, "seed": seed, "goal": goal, "route": route, "count": n, "first": ""}
+        for source, many in (("policy", counts), ("training", [9, 9, 9, 9]))
+        for seed in range(2)
+        for (route, goal), n in zip(ways.items(), many, strict=True)
+    ]
+    pd.DataFrame(rows).to_csv(out / "routes.csv", index=False)
+
+
+def test_a_route_counts_if_a_twentieth_of_the_episodes_take_it(tmp_path):
+    write_maze(tmp_path, "lsac", [0.5, 0.7], [50, 4, 6, 40])
+    table = report.maze_table(tmp_path)
+    assert table["agent"].tolist() == ["LSAC"] * 2 and table["coverage"].tolist() == [0.5, 0.7]
+    assert table["routes"].tolist() == [2, 2] and table["goals"].tolist() == [1, 1]
+    assert table["reached"].tolist() == pytest.approx([0.6, 0.6])
+
+
+@pytest.mark.parametrize(("ours", "theirs", "word"), [
+    ([50, 0, 50, 0], [100, 0, 0, 0], "reproduced"), ([100, 0, 0, 0], [50, 0, 50, 0], "not reproduced"),
+])  # fmt: skip
+def test_maze_claims_follow_routes_and_coverage(tmp_path, ours, theirs, word):
+    assert {c.verdict for c in report.maze_claims(report.maze_table(tmp_path))} == {"not run"}
+    high = [0.8, 0.9] if word == "reproduced" else [0.2, 0.1]
+    write_maze(tmp_path, "lsac", high, ours)
+    write_maze(tmp_path, "sac", [0.5, 0.5], theirs)
+    found = {c.claim: c.verdict for c in report.maze_claims(report.maze_table(tmp_path))}
+    assert found["LSAC's final policy takes several routes in PointMaze"] == word
+    assert found["LSAC takes more routes than SAC (PointMaze)"] == word
+    assert found["LSAC has visited more of the maze than SAC (PointMaze)"] == word
+    assert found["LSAC takes more routes than DSAC-T (PointMaze)"] == "not run"
+
+
+def test_an_agent_without_a_part_has_a_name_of_its_own():
+    full = {"agent": "lsac", "lsac.mix": 0.5, "lsac.replicas": 10, "lsac.optimizer": "asgld"}
+    assert report.maze_name(full) == "LSAC" and report.maze_name({"agent": "dsact"}) == "DSAC-T"
+    assert report.maze_name(full | {"lsac.optimizer": "adam", "lsac.mix": 0.0}) == "LSAC, Adam, real data"
+
+
+@pytest.mark.parametrize(("rate", "word"), [(60, "reproduced"), (40, "mixed"), (20, "not reproduced")])
+def test_cost_counts_the_fits(tmp_path, rate, word):
+    """SAC 100 and DSAC-T 50 updates a second; fits and generation add 1 ms to each of LSAC's."""
+    bench, config = tmp_path / "cpu.json", lsac.Config()
+    assert report.lsac_cost_claim(bench).verdict == "not run"
+    fit = {"training step": config.diffusion_steps / 5, "transition": config.n_synth / 5}  # 10 seconds for 10,000
+    rows = [{"what": "update, paper", "name": n, "per_second": r} for n, r in
+            (("sac", 100), ("dsact", 50), ("lsac", rate))]  # fmt: skip
+    rows += [{"what": what, "name": "diffusion, ours", "per_second": r} for what, r in fit.items()]
+    bench.write_text(json.dumps({"rows": [row | {"seeds": 1} for row in rows]}))
+    assert report.lsac_costs(bench)["LSAC's fits and generation"] == pytest.approx(1.0)
+    assert report.lsac_cost_claim(bench).verdict == word
 
 
 @given(st.lists(st.booleans(), min_size=1))
