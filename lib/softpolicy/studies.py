@@ -86,17 +86,17 @@ MULTIGOAL = {
     )
 }  # fmt: skip
 
-# LSAC's parts and its authors' code, one departure at a time (chapter *Langevin soft actor-critic*), on the same task.
-# The policy starts nearly greedy and learns faster than by default, for 5,000 updates; fits are as much more frequent.
+# LSAC's parts and its authors' code, one departure at a time (chapter *Langevin soft actor-critic*). For the 5,000
+# updates of this protocol the policy starts nearly greedy, policy and targets move faster and fits come more often.
 SYNTHETIC = dict(refit_every=1_000, n_synth=1_000, diffusion_width=64, diffusion_blocks=3, diffusion_steps=500)
 REAL = dict(mix=0.0, diffusion=False, refine="off")
 LSAC = Study(
-    protocol=dict(env_id="Reacher-v5", seeds=[0, 1, 2, 3, 4], steps=6_000, warmup=1_000, eval_every=500,
-                  eval_episodes=20, checkpoint_every=100_000),
-    common=dict(width=64, batch=64, init_log_alpha=-3.0, policy_lr=3e-4),
+    protocol=dict(env_id="InvertedPendulum-v5", seeds=[0, 1, 2, 3, 4], steps=6_000, warmup=1_000, eval_every=500,
+                  eval_episodes=5, checkpoint_every=100_000),
+    common=dict(width=64, batch=64, tau=0.02, init_log_alpha=-3.0, policy_lr=1e-3),
     variants={
         "lsac": ("LSAC", "lsac", SYNTHETIC),
-        "sac": ("SAC", "sac", dict(init_alpha=0.05)),
+        "sac": ("SAC", "sac", dict(init_alpha=0.05, lr=1e-3)),
         "dsact": ("DSAC-T", "dsact", {}),
         "dsact-lr-1e-3": ("DSAC-T, step size of LSAC", "dsact", dict(lr=1e-3)),
         "replicas-1": ("1 replica", "lsac", SYNTHETIC | dict(replicas=1)),
