@@ -236,17 +236,21 @@ def lsac_study_claims(place: Path) -> list[Claim]:
     if len(rows):
         by_label = dict(list(rows.groupby("variant")))
     found = []
-    for other, score, text in (
-        ("Adam", score_at, "LSAC's critics by aSGLD return more than by Adam"),
-        ("1 replica", score_at, "Ten replicas return more than one"),
-        ("SAC", score_at, "LSAC returns more than SAC"),
-        ("DSAC-T", score_at, "LSAC returns more than DSAC-T"),
-        ("real data only", mean_return, "Synthetic data with refined actions learn faster than real data alone"),
-        ("no refinement", mean_return, "Synthetic data learn faster with refined actions than as generated"),
+    real = "real data only"
+    for ours, other, score, text in (
+        ("LSAC", "Adam", score_at, "LSAC's critics by aSGLD return more than by Adam"),
+        (real, "real data, Adam", score_at, "Critics by aSGLD return more than by Adam, on real data only"),
+        ("LSAC", "1 replica", score_at, "Ten replicas return more than one"),
+        (real, "real data, 1 replica", score_at, "Ten replicas return more than one, on real data only"),
+        ("LSAC", "SAC", score_at, "LSAC returns more than SAC"),
+        ("LSAC", "DSAC-T", score_at, "LSAC returns more than DSAC-T"),
+        ("LSAC", real, mean_return, "Synthetic data with refined actions learn faster than real data alone"),
+        ("larger diffusion model", real, mean_return, "They do with a larger diffusion model"),
+        ("LSAC", "no refinement", mean_return, "Synthetic data learn faster with refined actions than as generated"),
     ):
         pair = [
             score(by_label[label], protocol["steps"]) if label in by_label else pd.Series(dtype=float)
-            for label in ("LSAC", other)
+            for label in (ours, other)
         ]
         measure = "last three evaluations" if score is score_at else "mean over training"
         found.append(Claim(LSAC, f"{text} ({scale}, {measure})", *difference(*pair)))
@@ -256,8 +260,8 @@ def lsac_study_claims(place: Path) -> list[Claim]:
 def maze_table(place: Path) -> pd.DataFrame:
     """The recorded runs in mazes that `maze_study` was applied to, a row a seed: coverage at the end, and of the final
     policy the routes and goals to which 5 % of its episodes went, and the share that reached a goal."""
-    table = []
-    for out in runs.find(place):
+    labels, table = {folder: label for folder, (label, *_) in studies.MAZE.variants.items()}, []
+    for out in sorted(runs.find(place), key=lambda out: [*labels, out.name].index(out.name)):
         if not ((out / "coverage.csv").exists() and (out / "routes.csv").exists()):
             continue
         identity, coverage = runs.manifest(out)["identity"], pd.read_csv(out / "coverage.csv")
@@ -266,46 +270,33 @@ def maze_table(place: Path) -> pd.DataFrame:
             share = rows["count"] / rows["count"].sum()
             taken, mine = rows[(share >= 0.05) & (rows["goal"] >= 0)], coverage[coverage["seed"] == seed]
             table.append(
-                {"env_id": identity["env_id"], "agent": maze_name(identity), "seed": seed,
-                 "coverage": mine["coverage"].iloc[-1], "steps": mine["step"].iloc[-1], "routes": len(taken),
-                 "goals": taken["goal"].nunique(), "reached": share[rows["goal"] >= 0].sum(), "folder": out}
+                {"env_id": identity["env_id"], "variant": labels.get(out.name, agent_name(identity["agent"])),
+                 "seed": seed, "coverage": mine["coverage"].iloc[-1], "steps": mine["step"].iloc[-1],
+                 "routes": len(taken), "goals": taken["goal"].nunique(), "reached": share[rows["goal"] >= 0].sum(),
+                 "folder": out}
             )  # fmt: skip
     return pd.DataFrame(table)
-
-
-def maze_name(identity: dict) -> str:
-    """What a page calls an agent in a maze: its name, and of LSAC those parts that are missing."""
-    name, given = agent_name(identity["agent"]), lambda key: identity.get(f"lsac.{key}")
-    if identity["agent"] == "lsac":
-        name += ", Adam" if given("optimizer") == "adam" else ""
-        name += ", 1 replica" if given("replicas") == 1 else ""
-        name += ", real data" if not given("mix") else ""
-    return name
 
 
 def maze_claims(table: pd.DataFrame) -> list[Claim]:
     """From `maze_table`: whether LSAC's final policy takes several routes, and whether it covers more than others."""
     found = []
-    for env_id in ("softpolicy/PointMaze-v0", "softpolicy/AntMaze-v0"):
-        here, task = table[table["env_id"] == env_id] if len(table) else table, env_id.split("/")[1].split("-")[0]
-        score = {name: rows for name, rows in here.groupby("agent")} if len(here) else {}
-        text = f"LSAC's final policy takes several routes in {task}"
+    for task in ("PointMaze", "AntMaze"):
+        here = table[table["env_id"] == f"softpolicy/{task}-v0"] if len(table) else table
+        score = {name: rows for name, rows in here.groupby("variant")} if len(here) else {}
+        text, routes = f"LSAC's final policy takes several routes in {task}", pd.Series(dtype=int)
         if "LSAC" in score:
             routes = score["LSAC"]["routes"]
-            evidence = f"routes of each seed: {' '.join(map(str, routes))}"
-            found.append(Claim(LSAC, text, paired(routes > 1), evidence))
-        else:
-            found.append(Claim(LSAC, text, "not run", "no run recorded"))
-        for other, column, words in (
-            ("SAC", "routes", "takes more routes than SAC"),
-            ("DSAC-T", "routes", "takes more routes than DSAC-T"),
-            ("SAC", "coverage", "has visited more of the maze than SAC"),
-            ("DSAC-T", "coverage", "has visited more of the maze than DSAC-T"),
-            ("LSAC, Adam", "coverage", "has visited more of the maze with aSGLD than with Adam"),
-            ("LSAC, 1 replica", "coverage", "has visited more of the maze with ten replicas than with one"),
-        ):
-            pair = [score[k][column] if k in score else pd.Series(dtype=float) for k in ("LSAC", other)]
-            found.append(Claim(LSAC, f"LSAC {words} ({task})", *difference(*pair)))
+        evidence = f"routes of each seed: {' '.join(map(str, routes))}" if len(routes) else "no run recorded"
+        found.append(Claim(LSAC, text, paired(routes > 1) if len(routes) else "not run", evidence))
+        others = ("SAC", "SAC without entropy", "DSAC-T")
+        pairs = [(other, "routes", "takes more routes than") for other in others]
+        pairs += [
+            (k, "coverage", "visits more of the maze than") for k in (*others, "LSAC with Adam", "LSAC, 1 replica")
+        ]
+        for other, column, words in pairs if task == "PointMaze" or score else ():
+            both = [score[k][column] if k in score else pd.Series(dtype=float) for k in ("LSAC", other)]
+            found.append(Claim(LSAC, f"LSAC {words} {other} ({task})", *difference(*both)))
     return found
 
 

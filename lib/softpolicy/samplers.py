@@ -1,9 +1,9 @@
 """Samplers of a density known up to its constant: pure functions of a score, batched over any leading axes.
 
-Chapter *Sampling from a density you can only differentiate*. A score is a callable that maps positions `[..., d]` to
-gradients `[..., d]`. The last axis is the space in which a chain moves; all others count independent chains.
-Randomness comes in as an iterable of standard normal tensors of the positions' shape, one a step: a tensor
-`[steps, ..., d]`, or `streams.normals(...)`.
+Chapters *Sampling from a density you can only differentiate* and, for `underdamped` and `tempering`, *Uncertainty in
+the critic*. A score is a callable that maps positions `[..., d]` to gradients `[..., d]`. The last axis is the space
+in which a chain moves; all others count independent chains. Randomness comes in as an iterable of standard normal
+tensors of the positions' shape, one a step: a tensor `[steps, ..., d]`, or `streams.normals(...)`.
 """
 
 from __future__ import annotations

@@ -87,8 +87,10 @@ MULTIGOAL = {
 }  # fmt: skip
 
 # LSAC's parts and its authors' code, one departure at a time (chapter *Langevin soft actor-critic*). For the 5,000
-# updates of this protocol the policy starts nearly greedy, policy and targets move faster and fits come more often.
+# updates of this protocol the policy starts nearly greedy, policy and targets move faster and fits come more often. So
+# small a diffusion model holds every agent back, so what concerns the critics alone is compared on real data.
 SYNTHETIC = dict(refit_every=1_000, n_synth=1_000, diffusion_width=64, diffusion_blocks=3, diffusion_steps=500)
+LARGE = dict(diffusion_width=256, diffusion_blocks=6, diffusion_steps=3_000)
 REAL = dict(mix=0.0, diffusion=False, refine="off")
 LSAC = Study(
     protocol=dict(env_id="InvertedPendulum-v5", seeds=[0, 1, 2, 3, 4], steps=6_000, warmup=1_000, eval_every=500,
@@ -99,32 +101,36 @@ LSAC = Study(
         "sac": ("SAC", "sac", dict(init_alpha=0.05, lr=1e-3)),
         "dsact": ("DSAC-T", "dsact", {}),
         "dsact-lr-1e-3": ("DSAC-T, step size of LSAC", "dsact", dict(lr=1e-3)),
-        "replicas-1": ("1 replica", "lsac", SYNTHETIC | dict(replicas=1)),
-        "replicas-5": ("5 replicas", "lsac", SYNTHETIC | dict(replicas=5)),
-        "replicas-20": ("20 replicas", "lsac", SYNTHETIC | dict(replicas=20)),
         "adam": ("Adam", "lsac", SYNTHETIC | dict(optimizer="adam")),
-        "psgld": ("pSGLD, noise 0.003", "lsac", SYNTHETIC | dict(optimizer="psgld", noise_scale=3e-3)),
-        "noise-1e-8": ("noise 1e-8", "lsac", SYNTHETIC | dict(noise_scale=1e-8)),
-        "noise-0.1": ("noise 0.1", "lsac", SYNTHETIC | dict(noise_scale=0.1)),
-        "lr-1e-4": ("step size 1e-4", "lsac", SYNTHETIC | dict(lr=1e-4)),
-        "lr-3e-4": ("step size 3e-4", "lsac", SYNTHETIC | dict(lr=3e-4)),
-        "lr-1e-2": ("step size 1e-2", "lsac", SYNTHETIC | dict(lr=1e-2)),
+        "replicas-1": ("1 replica", "lsac", SYNTHETIC | dict(replicas=1)),
+        "large-diffusion": ("larger diffusion model", "lsac", SYNTHETIC | LARGE),
         "refine-off": ("no refinement", "lsac", SYNTHETIC | dict(refine="off")),
         "refine-adam": ("refined by one step of Adam", "lsac", SYNTHETIC | dict(refine="adam")),
         "refine-dipo": ("refined by 20 steps of Adam", "lsac", SYNTHETIC | dict(refine="dipo")),
         "refine-real": ("refinement of real data only", "lsac", dict(diffusion=False)),
-        "mix-0": ("real data only", "lsac", REAL),
         "mix-25": ("a quarter synthetic", "lsac", SYNTHETIC | dict(mix=0.25)),
         "mix-75": ("three quarters synthetic", "lsac", SYNTHETIC | dict(mix=0.75)),
         "no-writeback": ("refined actions not stored", "lsac", SYNTHETIC | dict(writeback=False)),
         "few-synthetic": ("copies, 16 rows a fit", "lsac", SYNTHETIC | dict(copies=True, n_synth=16)),
-        "sigma-detached": ("standard deviation not trained", "lsac", SYNTHETIC | dict(sigma_grad=False)),
-        "code-exp": ("replica picked by the code", "lsac", SYNTHETIC | dict(select="code_exp")),
-        "argmax": ("replica of largest value", "lsac", SYNTHETIC | dict(select="argmax_safe")),
-        "l2-norm": ("pull of every tensor", "lsac", SYNTHETIC | dict(l2_norm=1e-4)),
-        "share-b": ("shared boundary", "lsac", SYNTHETIC | dict(share_b=True)),
         "leak": ("leaked gradient", "lsac", SYNTHETIC | dict(refine="adam", leak=True)),
         "release": ("all as released", "lsac", SYNTHETIC | lsac.RELEASE | dict(n_synth=16)),
+        # the critics by themselves
+        "mix-0": ("real data only", "lsac", REAL),
+        "real-adam": ("real data, Adam", "lsac", REAL | dict(optimizer="adam")),
+        "real-replicas-1": ("real data, 1 replica", "lsac", REAL | dict(replicas=1)),
+        "real-replicas-5": ("real data, 5 replicas", "lsac", REAL | dict(replicas=5)),
+        "real-replicas-20": ("real data, 20 replicas", "lsac", REAL | dict(replicas=20)),
+        "real-psgld": ("real data, pSGLD, noise 0.003", "lsac", REAL | dict(optimizer="psgld", noise_scale=3e-3)),
+        "real-noise-1e-8": ("real data, noise 1e-8", "lsac", REAL | dict(noise_scale=1e-8)),
+        "real-noise-0.1": ("real data, noise 0.1", "lsac", REAL | dict(noise_scale=0.1)),
+        "real-lr-1e-4": ("real data, step size 1e-4", "lsac", REAL | dict(lr=1e-4)),
+        "real-lr-3e-4": ("real data, step size 3e-4", "lsac", REAL | dict(lr=3e-4)),
+        "real-lr-1e-2": ("real data, step size 1e-2", "lsac", REAL | dict(lr=1e-2)),
+        "real-sigma": ("real data, standard deviation not trained", "lsac", REAL | dict(sigma_grad=False)),
+        "real-code-exp": ("real data, replica picked by the code", "lsac", REAL | dict(select="code_exp")),
+        "real-argmax": ("real data, replica of largest value", "lsac", REAL | dict(select="argmax_safe")),
+        "real-l2-norm": ("real data, pull of every tensor", "lsac", REAL | dict(l2_norm=1e-4)),
+        "real-share-b": ("real data, shared boundary", "lsac", REAL | dict(share_b=True)),
     },
 )  # fmt: skip
 
