@@ -245,7 +245,12 @@ def lsac_study_claims(place: Path) -> list[Claim]:
         ("LSAC", "SAC", score_at, "LSAC returns more than SAC"),
         ("LSAC", "DSAC-T", score_at, "LSAC returns more than DSAC-T"),
         ("LSAC", real, mean_return, "Synthetic data with refined actions learn faster than real data alone"),
-        ("larger diffusion model", real, mean_return, "They do with a larger diffusion model"),
+        (
+            "larger diffusion model",
+            real,
+            mean_return,
+            "Those of a larger diffusion model learn faster than real data alone",
+        ),
         ("LSAC", "no refinement", mean_return, "Synthetic data learn faster with refined actions than as generated"),
     ):
         pair = [
