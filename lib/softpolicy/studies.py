@@ -105,6 +105,7 @@ LSAC = Study(
         "replicas-1": ("1 replica", "lsac", SYNTHETIC | dict(replicas=1)),
         "large-diffusion": ("larger diffusion model", "lsac", SYNTHETIC | LARGE),
         "refine-off": ("no refinement", "lsac", SYNTHETIC | dict(refine="off")),
+        "refine-small": ("refined by steps of 1e-5", "lsac", SYNTHETIC | dict(refine_lr=1e-5)),
         "refine-adam": ("refined by one step of Adam", "lsac", SYNTHETIC | dict(refine="adam")),
         "refine-dipo": ("refined by 20 steps of Adam", "lsac", SYNTHETIC | dict(refine="dipo")),
         "refine-real": ("refinement of real data only", "lsac", dict(diffusion=False)),
