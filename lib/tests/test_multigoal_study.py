@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 import torch
 
-from softpolicy import multigoal, report, runs, studies
+from softpolicy import claims, multigoal, runs, studies
 from softpolicy import multigoal_study as study
 from softpolicy import streams as rng
 
@@ -119,9 +119,9 @@ def test_summary_and_claims_of_recorded_tables(tmp_path):
     assert table["walled"].tolist() == [0.5, 0.5, 1, 1]
     assert table["elsewhere"].to_numpy() == pytest.approx([0, 0, 2 / 3, 2 / 3], abs=1e-4)
     score = dict(list(study.summary(place, "three").groupby("variant")))
-    words = [report.beyond(score, "S2AC", ("SAC",), c, sign, "").verdict
+    words = [claims.beyond(score, "S2AC", ("SAC",), c, sign, "").verdict
              for c, sign in (("distance", -1), ("soft", 1), ("walled", 1))]  # fmt: skip
     assert words == ["reproduced", "not reproduced", "reproduced"]
-    assert report.beyond(score, "S2AC", ("SQL",), "soft", 1, "").verdict == "not run"
-    same, _ = report.amortised_claims(place, Path(__file__).parents[2] / "data" / "bench" / "cpu.json")
+    assert claims.beyond(score, "S2AC", ("SQL",), "soft", 1, "").verdict == "not run"
+    same, _ = claims.amortised_claims(place, Path(__file__).parents[2] / "data" / "bench" / "cpu.json")
     assert same.verdict == "reproduced" and "4 runs" in same.evidence

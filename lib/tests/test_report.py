@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softpolicy import plots, report, runs, studies
+from softpolicy import claims, plots, report, runs, studies
 from softpolicy.agents import lsac, sac
 
 finite = st.floats(-1e4, 1e4)
@@ -77,9 +77,9 @@ def test_a_diverged_seed_has_no_score():
 
 def test_claims_and_status_come_from_the_runs(tmp_path):
     assert "No run has been recorded" in report.status_table(tmp_path)
-    assert {c.verdict for c in report.sac_claims(tmp_path)} == {"not run"}
+    assert {c.verdict for c in claims.sac_claims(tmp_path)} == {"not run"}
     write_run(tmp_path, "HalfCheetah-v5", [1.0, 2.0, 3.0], 100_000, "running")
-    verdicts = {(c.claim.split()[2], c.verdict) for c in report.sac_claims(tmp_path)}
+    verdicts = {(c.claim.split()[2], c.verdict) for c in claims.sac_claims(tmp_path)}
     assert ("HalfCheetah-v5", "lower") in verdicts and ("Hopper-v5", "not run") in verdicts
     status = report.status_table(tmp_path)
     assert "100,000 of 1,000,000" in status and "running, 1 diverged" in status and "0.50" in status
@@ -101,18 +101,18 @@ def write_pair(root, ours, theirs, **identity):
 )  # fmt: skip
 def test_one_agent_beats_another_only_if_the_interval_of_the_difference_says_so(tmp_path, ours, theirs, word):
     write_pair(tmp_path, ours, theirs)
-    claim = report.beats("nclql", "sac", "Hopper-v5", "here", "beats", tmp_path)
+    claim = claims.beats("nclql", "sac", "Hopper-v5", "here", "beats", tmp_path)
     assert claim.verdict == word and "(n = 3)" in claim.evidence
-    assert report.beats("nclql", "sac", "Walker2d-v5", "here", "beats", tmp_path).verdict == "not run"
+    assert claims.beats("nclql", "sac", "Walker2d-v5", "here", "beats", tmp_path).verdict == "not run"
 
 
 def test_ablations_that_are_not_recorded_have_no_verdict(tmp_path):
-    assert {c.verdict for c in report.ablation_claims(tmp_path)} == {"not run"}
+    assert {c.verdict for c in claims.ablation_claims(tmp_path)} == {"not run"}
 
 
 def test_runs_with_another_number_of_updates_a_step_are_not_compared(tmp_path):
     write_pair(tmp_path, [1, 2, 3], [1, 2, 3], n_envs=5)
-    assert report.beats("nclql", "sac", "Hopper-v5", "here", "beats", tmp_path).verdict == "not run"
+    assert claims.beats("nclql", "sac", "Hopper-v5", "here", "beats", tmp_path).verdict == "not run"
 
 
 def study_rows(**returns):
@@ -132,7 +132,7 @@ def study_rows(**returns):
 def test_claims_on_the_parts_of_lsac_follow_the_study(monkeypatch, tmp_path, other, word):
     returns = {"LSAC": -4.0} | ({} if other is None else {"Adam": other, "real_data_only": other})
     monkeypatch.setattr(report.studies, "load", lambda *_: study_rows(**returns))
-    found = {c.claim.split(" (")[0]: c.verdict for c in report.lsac_study_claims(tmp_path)}
+    found = {c.claim.split(" (")[0]: c.verdict for c in claims.lsac_study_claims(tmp_path)}
     assert found["LSAC's critics by aSGLD return more than by Adam"] == word
     assert found["Synthetic data with refined actions learn faster than real data alone"] == word
     assert found["Ten replicas return more than one"] == "not run"
@@ -163,7 +163,7 @@ def write_maze(root, agent, coverage, counts):
 
 def test_a_route_counts_if_a_twentieth_of_the_episodes_take_it(tmp_path):
     write_maze(tmp_path, "lsac", [0.5, 0.7], [50, 4, 6, 40])
-    table = report.maze_table(tmp_path)
+    table = claims.maze_table(tmp_path)
     assert table["variant"].tolist() == ["LSAC"] * 2 and table["coverage"].tolist() == [0.5, 0.7]
     assert table["routes"].tolist() == [2, 2] and table["goals"].tolist() == [1, 1]
     assert table["reached"].tolist() == pytest.approx([0.6, 0.6])
@@ -173,12 +173,12 @@ def test_a_route_counts_if_a_twentieth_of_the_episodes_take_it(tmp_path):
     ([50, 0, 50, 0], [100, 0, 0, 0], "reproduced"), ([100, 0, 0, 0], [50, 0, 50, 0], "not reproduced"),
 ])  # fmt: skip
 def test_maze_claims_follow_routes_and_coverage(tmp_path, ours, theirs, word):
-    assert {c.verdict for c in report.maze_claims(report.maze_table(tmp_path))} == {"not run"}
+    assert {c.verdict for c in claims.maze_claims(claims.maze_table(tmp_path))} == {"not run"}
     high = [0.8, 0.9] if word == "reproduced" else [0.2, 0.1]
     write_maze(tmp_path, "lsac", high, ours)
     write_maze(tmp_path, "sac", [0.5, 0.5], theirs)
     write_maze(tmp_path, "adam", [0.5, 0.5], theirs)
-    found = {c.claim: c.verdict for c in report.maze_claims(report.maze_table(tmp_path))}
+    found = {c.claim: c.verdict for c in claims.maze_claims(claims.maze_table(tmp_path))}
     assert found["LSAC's final policy takes several routes in PointMaze"] == word
     assert found["LSAC takes more routes than SAC (PointMaze)"] == word
     assert found["LSAC visits more of the maze than SAC (PointMaze)"] == word
@@ -190,19 +190,19 @@ def test_maze_claims_follow_routes_and_coverage(tmp_path, ours, theirs, word):
 def test_cost_counts_the_fits(tmp_path, rate, word):
     """SAC 100 and DSAC-T 50 updates a second; fits and generation add 1 ms to each of LSAC's."""
     bench, config = tmp_path / "cpu.json", lsac.Config()
-    assert report.lsac_cost_claim(bench).verdict == "not run"
+    assert claims.lsac_cost_claim(bench).verdict == "not run"
     fit = {"training step": config.diffusion_steps / 5, "transition": config.n_synth / 5}  # 10 seconds for 10,000
     rows = [{"what": "update, paper", "name": n, "per_second": r} for n, r in
             (("sac", 100), ("dsact", 50), ("lsac", rate))]  # fmt: skip
     rows += [{"what": what, "name": "diffusion, ours", "per_second": r} for what, r in fit.items()]
     bench.write_text(json.dumps({"rows": [row | {"seeds": 1} for row in rows]}))
-    assert report.lsac_costs(bench)["LSAC's fits and generation"] == pytest.approx(1.0)
-    assert report.lsac_cost_claim(bench).verdict == word
+    assert claims.lsac_costs(bench)["LSAC's fits and generation"] == pytest.approx(1.0)
+    assert claims.lsac_cost_claim(bench).verdict == word
 
 
 @given(st.lists(st.booleans(), min_size=1))
 def test_a_comparison_seed_by_seed_is_reproduced_only_if_every_seed_says_so(better):
-    word = report.paired(pd.Series(better))
+    word = claims.paired(pd.Series(better))
     assert (word == "reproduced") == all(better)
     assert (word == "not reproduced") == (sum(better) <= len(better) / 2)
 
