@@ -172,34 +172,23 @@ def lsac_study_claims(place: Path) -> list[Claim]:
     scale, by_label = f"{protocol['env_id']}, {protocol['steps']:,} steps", {}
     if len(rows):
         by_label = dict(list(rows.groupby("variant")))
-    found = []
-    real = "real data only"
+    found, real, at_end, over = [], "real data only", report.score_at, report.mean_return
     for ours, other, score, text in (
-        ("LSAC", "Adam", report.score_at, "LSAC's critics by aSGLD return more than by Adam"),
-        (real, "real data, Adam", report.score_at, "Critics by aSGLD return more than by Adam, on real data only"),
-        ("LSAC", "1 replica", report.score_at, "Ten replicas return more than one"),
-        (real, "real data, 1 replica", report.score_at, "Ten replicas return more than one, on real data only"),
-        ("LSAC", "SAC", report.score_at, "LSAC returns more than SAC"),
-        ("LSAC", "DSAC-T", report.score_at, "LSAC returns more than DSAC-T"),
-        ("LSAC", real, report.mean_return, "Synthetic data with refined actions learn faster than real data alone"),
-        (
-            "larger diffusion model",
-            real,
-            report.mean_return,
-            "Those of a larger diffusion model learn faster than real data alone",
-        ),
-        (
-            "LSAC",
-            "no refinement",
-            report.mean_return,
-            "Synthetic data learn faster with refined actions than as generated",
-        ),
+        ("LSAC", "Adam", at_end, "LSAC's critics by aSGLD return more than by Adam"),
+        (real, "real data, Adam", at_end, "Critics by aSGLD return more than by Adam, on real data only"),
+        ("LSAC", "1 replica", at_end, "Ten replicas return more than one"),
+        (real, "real data, 1 replica", at_end, "Ten replicas return more than one, on real data only"),
+        ("LSAC", "SAC", at_end, "LSAC returns more than SAC"),
+        ("LSAC", "DSAC-T", at_end, "LSAC returns more than DSAC-T"),
+        ("LSAC", real, over, "Synthetic data with refined actions learn faster than real data alone"),
+        ("larger diffusion model", real, over, "Those of a larger diffusion model learn faster than real data alone"),
+        ("LSAC", "no refinement", over, "Synthetic data learn faster with refined actions than as generated"),
     ):
         pair = [
             score(by_label[label], protocol["steps"]) if label in by_label else pd.Series(dtype=float)
             for label in (ours, other)
         ]
-        measure = "last three evaluations" if score is report.score_at else "mean over training"
+        measure = "last three evaluations" if score is at_end else "mean over training"
         found.append(Claim(LSAC, f"{text} ({scale}, {measure})", *difference(*pair)))
     return found
 

@@ -131,7 +131,7 @@ def study_rows(**returns):
 )
 def test_claims_on_the_parts_of_lsac_follow_the_study(monkeypatch, tmp_path, other, word):
     returns = {"LSAC": -4.0} | ({} if other is None else {"Adam": other, "real_data_only": other})
-    monkeypatch.setattr(report.studies, "load", lambda *_: study_rows(**returns))
+    monkeypatch.setattr(studies, "load", lambda *_: study_rows(**returns))
     found = {c.claim.split(" (")[0]: c.verdict for c in claims.lsac_study_claims(tmp_path)}
     assert found["LSAC's critics by aSGLD return more than by Adam"] == word
     assert found["Synthetic data with refined actions learn faster than real data alone"] == word
