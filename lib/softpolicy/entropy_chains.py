@@ -13,7 +13,8 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from softpolicy.svgd import Score, jacobian
+from softpolicy.samplers import Score, draw
+from softpolicy.svgd import jacobian
 
 
 def log_volume(hessian: Tensor, eps: float, volume: str) -> Tensor:
@@ -36,13 +37,16 @@ def langevin(score: Score, x, log_q, step, n_steps, noise: Iterable[Tensor] | No
 
     `variance` of the noise of a step: 2 eps is Langevin dynamics (None), 0.2 eps is what the authors' notebook adds.
     """
-    _positive(step, n_steps)
+    _check(x, log_q, step, n_steps)
     variance = 2 * step if variance is None else variance
-    noise = None if noise is None else iter(noise)
+    if not variance >= 0 or (variance and noise is None):
+        raise ValueError(f"the noise needs a variance that is not negative, and numbers; got variance {variance}")
+    noise = iter(()) if noise is None else iter(noise)
     for _ in range(n_steps):
         log_q = log_q - log_volume(jacobian(score, x), step, volume)
         x = x + step * score(x)
-        x = x + math.sqrt(variance) * next(noise) if variance else x
+        if variance:
+            x = x + math.sqrt(variance) * draw(noise, x.shape)
     return x, log_q
 
 
@@ -51,7 +55,9 @@ def hamiltonian(score: Score, x: Tensor, v: Tensor, log_q: Tensor, step: float, 
 
     k is 1 at the first step and 3 later; it is no leapfrog. v `[..., d]` is the velocity at the start.
     """
-    _positive(step, n_steps)
+    _check(x, log_q, step, n_steps)
+    if v.shape != x.shape:
+        raise ValueError(f"the velocity has shape {tuple(v.shape)}, positions {tuple(x.shape)}; they must agree")
     for i in range(n_steps):
         s, k = score(x), 1 if i == 0 else 3
         log_q = log_q - log_volume(jacobian(score, x), step * k * step / 2, volume)
@@ -59,6 +65,8 @@ def hamiltonian(score: Score, x: Tensor, v: Tensor, log_q: Tensor, step: float, 
     return x, log_q
 
 
-def _positive(step: float, n_steps: int) -> None:
+def _check(x: Tensor, log_q: Tensor, step: float, n_steps: int) -> None:
     if not step > 0 or n_steps < 1:
         raise ValueError(f"step size and number of steps must be positive, got {step} and {n_steps}")
+    if log_q.shape != x.shape[:-1]:
+        raise ValueError(f"log_q must have shape {tuple(x.shape[:-1])}, one number a position; got {tuple(log_q.shape)}")

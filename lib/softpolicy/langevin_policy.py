@@ -27,6 +27,10 @@ class LangevinPolicy:
     reduction: str  # "sum" or "mean" of the critics' gradients
     chains: int = 1
 
+    def __post_init__(self):
+        if self.reduction not in ("sum", "mean"):
+            raise ValueError(f"reduction must be sum or mean, got '{self.reduction}'")
+
     def draw(self, streams, n: int, n_act: int) -> tuple[Tensor, Tensor]:
         """Start `[S, n, K, A]`, uniform in the box, and noise `[steps, S, n, K, A]` of the chains for n states."""
         shape, total = (n, self.chains, n_act), len(self.steps) * self.per_level

@@ -26,7 +26,7 @@ def noise_levels(levels: int, sigma_max: float, sigma_min: float) -> list[float]
     """
     if levels < 1:
         raise ValueError(f"the number of noise levels must be at least 1, got {levels}")
-    if not 0 < sigma_min < sigma_max:
+    if not 0 < sigma_min < sigma_max < math.inf:
         raise ValueError(f"give 0 < sigma_min < sigma_max, got sigma_min {sigma_min} and sigma_max {sigma_max}")
     if levels == 1:
         return [sigma_min]
@@ -64,13 +64,15 @@ def annealed_langevin(
     clip       keep every coordinate within +-clip after each step
     check      refuse a score of the wrong shape or not finite (reads the device back at each step)
 
-    ValueError for w, a step size or per_level that is not positive.
+    ValueError for w, a step size, per_level or clip that is not positive, and for noise of another shape.
     """
-    if not w > 0 or per_level < 1 or not min(steps) > 0:
+    if not 0 < w < math.inf or per_level < 1 or not steps or not all(0 < eps < math.inf for eps in steps):
         raise ValueError(
-            f"w and step sizes must be positive and there must be a step, got w = {w}, smallest step {min(steps)},"
+            f"w and step sizes must be positive numbers and there must be a step, got w = {w}, step sizes {steps},"
             f" {per_level} steps a level"
         )
+    if clip is not None and not clip > 0:
+        raise ValueError(f"clip bounds every coordinate by +-clip and must be positive, got {clip}")
     path, noise = [x], iter(noise)
     for level, eps in enumerate(steps):
         for _ in range(per_level):
@@ -79,7 +81,7 @@ def annealed_langevin(
                 _check(gradient, x)
             if normalise:
                 gradient = gradient / (gradient.norm(dim=-1, keepdim=True) + 1e-8)
-            x = x + 0.5 * eps * w * gradient + math.sqrt(eps) * _next(noise)
+            x = x + 0.5 * eps * w * gradient + math.sqrt(eps) * draw(noise, x.shape)
             if clip is not None:
                 x = x.clamp(-clip, clip)
             if trajectory:
@@ -87,11 +89,15 @@ def annealed_langevin(
     return torch.stack(path) if trajectory else x
 
 
-def _next(numbers) -> Tensor:
+def draw(numbers, shape) -> Tensor:
+    """The random numbers of the next step. ValueError if there are none left, or if they are not of `shape`."""
     try:
-        return next(numbers)
+        z = next(numbers)
     except StopIteration:
         raise ValueError("there are fewer random numbers than steps; give one tensor a step") from None
+    if z.shape != shape:
+        raise ValueError(f"random numbers of a step must have shape {tuple(shape)}, got {tuple(z.shape)}")
+    return z
 
 
 def langevin(score: Score, x: Tensor, step: float, n_steps: int, noise: Iterable[Tensor], **options) -> Tensor:
@@ -144,12 +150,16 @@ def mala(log_density, x: Tensor, step: float | Tensor, n_steps: int, noise, unif
     if not torch.as_tensor(step).min() > 0 or n_steps < 1:
         raise ValueError(f"step size and number of steps must be positive, got {step} and {n_steps}")
     here = with_gradient(log_density, x)
-    if not torch.isfinite(here[0]).all():
-        raise ValueError("the log-density is not finite at some starting points; start within the support")
+    if here[0].shape != x.shape[:-1]:
+        raise ValueError(f"the log-density has shape {tuple(here[0].shape)} at positions of shape {tuple(x.shape)}")
+    if not (torch.isfinite(here[0]).all() and torch.isfinite(here[1]).all()):
+        raise ValueError(
+            "the log-density or its gradient is not finite at some starting points; start within the support"
+        )
     path, taken = [x], torch.zeros_like(here[0])
     noise, uniforms = iter(noise), iter(uniforms)
     for _ in range(n_steps):
-        z, u = _next(noise), _next(uniforms)
+        z, u = draw(noise, x.shape), draw(uniforms, x.shape[:-1])
         y = x + 0.5 * step * here[1] + step**0.5 * z
         there = with_gradient(log_density, y)
         accept = u.log() < log_acceptance(x, here, y, there, step)  # false for NaN, so outside the support
@@ -185,7 +195,7 @@ def underdamped(
     for _ in range(n_steps):
         v = v + 0.5 * step * gradient
         x = x + 0.5 * step * v
-        v = c * v + math.sqrt(1 - c**2) * _next(noise)
+        v = c * v + math.sqrt(1 - c**2) * draw(noise, x.shape)
         x = x + 0.5 * step * v
         gradient = score(x)
         if check:
@@ -241,7 +251,7 @@ def tempering(log_density, x: Tensor, betas: Tensor, step: float, rounds: int, p
     noise, uniforms, path, moves, swaps = iter(noise), iter(uniforms), [x[..., 0, :]], 0.0, 0.0
     for t in range(rounds):
         x, taken = mala(lambda x: betas * log_density(x), x, step / betas[:, None], per_round, noise, uniforms)
-        index, swap = exchange(log_density(x), betas, _next(uniforms)[..., :-1], t % 2 == 1)
+        index, swap = exchange(log_density(x), betas, draw(uniforms, x.shape[:-1])[..., :-1], t % 2 == 1)
         x = x.gather(-2, index[..., None].expand_as(x))
         moves, swaps = moves + taken, swaps + swap
         path.append(x[..., 0, :])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import numbers
 
 import pandas as pd
 
@@ -18,9 +19,13 @@ def setting(default, doc: str):
 
 
 def require(config, **accepted: tuple[float, float]) -> None:
-    """ValueError naming the first setting of `config` outside its closed range `(low, high)`."""
+    """ValueError naming the first setting of `config` outside its closed range `(low, high)`, or with a fraction where
+    it counts something."""
+    kinds = {f.name: f.type for f in dataclasses.fields(config)}
     for name, (low, high) in accepted.items():
         value = getattr(config, name)
+        if kinds[name] in ("int", int) and not isinstance(value, numbers.Integral):
+            raise ValueError(f"{config.name}.{name} must be a whole number, got {value}")
         if not low <= value <= high:
             raise ValueError(f"{config.name}.{name} must lie in [{low:g}, {high:g}], got {value}")
 

@@ -178,8 +178,10 @@ def stein_loss(action: Tensor, fixed: Tensor, score: Tensor, bandwidth, floor: f
     """A loss whose gradient moves `action` `[S, B, N, A]` along the Stein velocity (SQL, equations 13 and 14).
 
     `- sum_s mean <a, phi(a)>` with phi a constant, made by the particles `fixed` and their scores `[S, B, M, A]`.
-    Second result: the mean length of phi, `[S]`.
+    Second result: the mean length of phi, `[S]`. ValueError unless both have particles at the same states.
     """
+    if action.shape[:2] != fixed.shape[:2]:
+        raise ValueError(f"actions at {tuple(action.shape[:2])} seeds and states, particles at {tuple(fixed.shape[:2])}")
     with torch.no_grad():
         a, x = action.detach(), fixed.detach()
         phi = velocity(pairs(a, x, bandwidth, floor), a, x, score)
@@ -205,6 +207,8 @@ def choose(select: str, particles: Tensor, q: Tensor, temperature: float, u: Ten
     u       uniform numbers `[S, N]`
     weight  0 for particles that must not be taken, `[S, N, M]`
     """
+    if select not in ("random", "best", "softmax"):
+        raise ValueError(f"select must be random, best or softmax, got '{select}'")
     weight = torch.ones_like(q) if weight is None else weight
     q = q.masked_fill(weight == 0, -torch.inf)
     if select == "best":

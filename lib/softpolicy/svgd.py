@@ -15,7 +15,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-Score = Callable[[Tensor], Tensor]
+from softpolicy.samplers import Score, draw
+
 RULES = ("median", "quartile", "mean", "half-mean")  # S2AC's code numbers them 1 to 4
 
 
@@ -34,7 +35,7 @@ def squared_bandwidth(distance: Tensor, bandwidth: float | str = "half-mean", fl
     "median" median(D) / (2 ln(m+1)), "quartile" the lower quartile in its place, "mean" mean(D) / (2 ln(m+1)),
     "half-mean" half of that, S2AC's choice. sigma is at least `floor`. ValueError unless bandwidth > 0, floor >= 0.
     """
-    if bandwidth not in RULES and (isinstance(bandwidth, str) or not bandwidth > 0):
+    if bandwidth not in RULES and not (isinstance(bandwidth, int | float) and bandwidth > 0):
         raise ValueError(f"the bandwidth must be a positive number or one of {', '.join(RULES)}, got {bandwidth}")
     if not floor >= 0:
         raise ValueError(f"the floor of the bandwidth must not be negative, got {floor}")
@@ -64,6 +65,7 @@ def velocity(near: Pairs, y: Tensor, x: Tensor, s: Tensor) -> Tensor:
 
     `phi(y_i) = (1/m) sum_j kappa(y_i, x_j) [s_j + (y_i - x_j) / sigma^2]`, j = i included where y is x.
     """
+    _same(s, x)
     centre = x.detach().mean(-2, keepdim=True)
     pull = near.kernel @ (s - (x - centre) / near.sigma2)
     push = near.kernel.sum(-1, keepdim=True) * (y - centre) / near.sigma2
@@ -78,6 +80,7 @@ def trace(near: Pairs, x: Tensor, s: Tensor, norm: str = "m", self_kernel: bool 
     norm         "m", or "m-1" in place of the factor 1/m, as in the released code
     self_kernel  adds the term j = i, d / (m sigma^2): the divergence of the field with all sources held fixed
     """
+    _same(s, x)
     m, d = x.shape[-2:]
     centred = x - x.detach().mean(-2, keepdim=True)
     along = centred @ s.transpose(-1, -2) - (centred * s).sum(-1)[..., None, :]  # (x_i - x_j)^T s_j
@@ -119,8 +122,11 @@ def log_det(x, s, sigma2: Tensor, eps, norm: str = "m", self_kernel: bool = Fals
 def curvature(score: Score, x: Tensor, probes: Tensor) -> Tensor:
     """Hutchinson's estimate `v^T (d score / dx) v` of the trace of the log-density's Hessian, `[..., m]`.
 
-    `probes` v are Rademacher numbers `[..., m, d]`. ValueError if the score cannot be differentiated.
+    `probes` v are Rademacher numbers `[..., m, d]`. ValueError for another shape, or if the score cannot be
+    differentiated.
     """
+    if probes.shape != x.shape:
+        raise ValueError(f"probes have shape {tuple(probes.shape)}, the particles {tuple(x.shape)}; they must agree")
     keep = torch.is_grad_enabled()
     with torch.enable_grad():
         x = x if x.requires_grad else x.detach().requires_grad_()
@@ -134,7 +140,9 @@ def curvature(score: Score, x: Tensor, probes: Tensor) -> Tensor:
 def jacobian_bound(s: Tensor, sigma2: Tensor) -> Tensor:
     """A bound `[...]` on the norm of phi's leave-one-out Jacobian, `e^(-1/2) S / sigma + 1 / sigma^2`, S = mean |s_j|.
 
-    A step eps is invertible if eps times the bound is below 1; S2AC's condition, eps << sigma, does not suffice (ours).
+    If eps times the bound is below 1, the leave-one-out step, whose density the trace follows, is invertible (ours);
+    S2AC's condition, eps << sigma, does not suffice. The particle's own score also moves it, by eps s_i / m: the whole
+    step is invertible if eps times (bound + |Hessian of the log-density| / m) is below 1.
     """
     sigma2 = sigma2[..., 0, 0]
     return math.exp(-0.5) * s.norm(dim=-1).mean(-1) / sigma2.sqrt() + 1 / sigma2
@@ -146,7 +154,7 @@ class Flow(NamedTuple):
     x: Tensor  # [..., m, d]
     log_q: Tensor | None  # [..., m]
     sigma: Tensor  # [L, ...], the bandwidth of each step
-    bound: Tensor  # [L, ...], step size times `jacobian_bound`; at 1 and above the step may not be invertible
+    bound: Tensor  # [L, ...], step size times `jacobian_bound`; from 1 on the leave-one-out step may not be invertible
 
 
 def svgd(
@@ -173,20 +181,19 @@ def svgd(
     norm, self_kernel  of the trace T: `trace`
     probes             an iterable of Rademacher numbers `[..., m, d]`, one a step, adds `(1/m) curvature` to T
     volume             "trace", or "log_det": `log_det` in place of eps T (slow; without a gradient of its own)
-    cap                if positive, each set's step is at most cap / `jacobian_bound` (below 1: invertible); ours
+    cap                if positive, each set's step is at most cap / `jacobian_bound`, which see; ours
     check              refuse scores that are not finite and warn, once, of steps that may not be invertible (reads
                        the device back)
 
     Gradients flow through everything but bandwidth and cap. ValueError for a step or bandwidth that is not positive,
-    shapes that do not match, and a leave-one-out density of a single particle.
+    shapes that do not match, and a single particle's density unless nothing is left out or taken from distances.
     """
-    _refuse(x, step, n_steps, log_q, norm, self_kernel, probes, volume, cap)
+    _refuse(x, step, n_steps, bandwidth, floor, log_q, norm, self_kernel, probes, volume, cap)
     path, sigmas, bounds = [(x, log_q)], [], []
     probes = probes if probes is None else iter(probes)
     for _ in range(n_steps):
         s = score(x)
-        if s.shape != x.shape:
-            raise ValueError(f"the score has shape {tuple(s.shape)} at particles of shape {tuple(x.shape)}")
+        _same(s, x)
         near = pairs(x, x, bandwidth, floor)
         limit = jacobian_bound(s.detach(), near.sigma2)  # [...]
         eps = (cap / limit).clamp(max=step) if cap else torch.full_like(limit, step)
@@ -195,7 +202,7 @@ def svgd(
         elif log_q is not None:
             t = trace(near, x, s, norm, self_kernel)
             if probes is not None:
-                t = t + curvature(score, x, next(probes)) / x.shape[-2]
+                t = t + curvature(score, x, draw(probes, x.shape)) / x.shape[-2]
             log_q = log_q - eps[..., None] * t
         x = x + eps[..., None, None] * velocity(near, x, x, s)
         sigmas.append(near.sigma2[..., 0, 0].sqrt())
@@ -210,12 +217,21 @@ def svgd(
 
 
 def _count(m: int, norm: str) -> int:
+    if norm not in ("m", "m-1"):
+        raise ValueError(f"norm must be m or m-1, got '{norm}'")
+    if norm == "m-1" and m < 2:
+        raise ValueError("norm m-1 needs at least two particles, got one; give more, or norm m")
     return m if norm == "m" else m - 1
 
 
-def _refuse(x, step, n_steps, log_q, norm, self_kernel, probes, volume, cap) -> None:
-    if x.dim() < 2:
-        raise ValueError(f"particles must have the shape [..., m, d], got {tuple(x.shape)}")
+def _same(s: Tensor, x: Tensor) -> None:
+    if s.shape != x.shape:
+        raise ValueError(f"the score has shape {tuple(s.shape)} at particles of shape {tuple(x.shape)}")
+
+
+def _refuse(x, step, n_steps, bandwidth, floor, log_q, norm, self_kernel, probes, volume, cap) -> None:
+    if x.dim() < 2 or not x.shape[-2]:
+        raise ValueError(f"particles must have the shape [..., m, d] with m at least 1, got {tuple(x.shape)}")
     if not step > 0 or n_steps < 0 or not cap >= 0:
         raise ValueError(
             f"the step size must be positive, the number of steps and the cap not negative; got step {step},"
@@ -229,12 +245,19 @@ def _refuse(x, step, n_steps, log_q, norm, self_kernel, probes, volume, cap) -> 
         raise ValueError(
             f"log_q, a number for each particle, must have shape {tuple(x.shape[:-1])}, got {tuple(log_q.shape)}"
         )
-    if x.shape[-2] == 1 and n_steps and (norm == "m-1" or not self_kernel):
-        raise ValueError(
-            "a leave-one-out density needs at least two particles, got one; give more, or norm m and self_kernel"
-        )
+    if n_steps:
+        refuse_single(x.shape[-2], norm, self_kernel, isinstance(bandwidth, str) and not floor)
     if volume == "log_det" and probes is not None:
         raise ValueError("probes belong to the trace; give volume trace, or no probes")
+
+
+def refuse_single(particles: int, norm: str, self_kernel: bool, from_distances: bool) -> None:
+    """ValueError for the density of one particle that would leave out its only term, or whose bandwidth is zero."""
+    if particles == 1 and (norm == "m-1" or not self_kernel or from_distances):
+        raise ValueError(
+            "a leave-one-out density needs at least two particles, got one; give more, or norm m, self_kernel and a"
+            " bandwidth that is not made from distances"
+        )
 
 
 def _check(x: Tensor, step: float, bound: Tensor) -> None:

@@ -22,7 +22,8 @@ class Synthetic:
     def __init__(self, config, n_obs: int, n_act: int, seeds, device="cpu"):
         self.config, self.copied = config, 0
         self.streams = rng.generators(seeds, "diffusion", device=device)
-        self.data = Replay(config.synthetic_capacity, len(seeds), n_obs, n_act, device)
+        capacity = config.synthetic_capacity if config.mix or config.leak else 1  # otherwise nothing enters it
+        self.data = Replay(capacity, len(seeds), n_obs, n_act, device)
         self.generated = torch.zeros(len(seeds), device=device)  # share of generated transitions in the buffer
         self.added = 0  # generated transitions so far
 

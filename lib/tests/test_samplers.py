@@ -142,6 +142,8 @@ def test_annealing_leaves_the_law_of_the_last_level():
     [(dict(w=0.0), "positive"), (dict(w=float("nan")), "positive"), (dict(step=0.0), "positive"),
      (dict(n_steps=0), "positive"), (dict(score=lambda x: x[..., :1]), "shape"),
      (dict(score=lambda x: x / 0), "not finite for 3 of 3 chains"),
+     (dict(step=math.inf), "positive"), (dict(clip=-1.0), "clip .* must be positive"),
+     (dict(noise=torch.zeros(2, 2)), r"must have shape \(1, 3, 2\), got \(2,\)"),
      (dict(noise=torch.zeros(1, 1, 3, 2)), "fewer random numbers than steps")],
 )  # fmt: skip
 def test_bad_input_is_refused(change, match):
@@ -206,5 +208,9 @@ def test_mala_refuses_a_start_outside_the_support():
     with pytest.raises(ValueError, match="within the support"):
         samplers.mala(lambda x: torch.where(x[..., 0] > 0, 0.0, -math.inf) + 0 * x[..., 0], -torch.ones(1, 2, 1), 0.1,
                       1, noise(2, 1), iter([torch.rand(1, 2)]))  # fmt: skip
+    with pytest.raises(ValueError, match="gradient is not finite"):
+        samplers.mala(lambda x: x[..., 0].sqrt(), torch.zeros(1, 2, 1), 0.1, 1, noise(2, 1), iter([torch.rand(1, 2)]))
+    with pytest.raises(ValueError, match="log-density has shape"):
+        samplers.mala(lambda x: x.sum(), torch.ones(1, 2, 1), 0.1, 1, noise(2, 1), iter([torch.rand(1, 2)]))
     with pytest.raises(ValueError, match="positive"):
         samplers.mala(lambda x: x[..., 0], torch.ones(1, 2, 1), 0.0, 1, noise(2, 1), iter([torch.rand(1, 2)]))

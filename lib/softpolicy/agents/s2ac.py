@@ -22,7 +22,7 @@ from softpolicy.nets import Critic, log_det_tanh
 from softpolicy.optim import adam, descend, polyak
 from softpolicy.replay import Batch
 from softpolicy.settings import one_of, require, setting
-from softpolicy.svgd import RULES, svgd, warn_unless_invertible
+from softpolicy.svgd import RULES, refuse_single, svgd, warn_unless_invertible
 
 SELECT = ("random", "best", "softmax", "amortised")
 
@@ -45,7 +45,7 @@ class Config:
     bandwidth: str = setting("half-mean", f"rule of the kernel, {', '.join(RULES)}; code")
     sigma: float = setting(0.0, "fixed bandwidth in place of the rule; 0 takes the rule; code")
     sigma_floor: float = setting(0.0, "smallest bandwidth of the rule; code (none)")
-    step_cap: float = setting(0.0, "largest eps times the Jacobian's bound, below 1 invertible; 0 for none; ours")
+    step_cap: float = setting(0.0, "largest eps times the Jacobian's bound, as in `svgd`; 0 for none; ours")
     score_temp: str = setting("alpha", "particles seek exp(Q / alpha) (alpha; paper) or exp(Q) (one; code)")
     score_at: str = setting("density", "Q at tanh(u) with the density's log-Jacobian (density; ours, makes a follow"
                             " exp(Q / alpha)), without it (squashed), or at u itself (raw; code)")  # fmt: skip
@@ -75,8 +75,8 @@ class Config:
         one_of(self, truncation=("select", "initial", "none"), latent=("normal", "uniform"))
         one_of(self, amortised_by=("own", "particles"))
         one_of(self, explore=SELECT[:3], evaluate=SELECT if self.amortised else SELECT[:3])
-        if self.particles == 1 and self.svgd_steps and (self.norm == "m-1" or not self.self_kernel):
-            raise ValueError("s2ac: a leave-one-out density needs at least two particles; give particles 2 or more")
+        if self.svgd_steps:
+            refuse_single(self.particles, self.norm, self.self_kernel, not (self.sigma or self.sigma_floor))
 
     def build(self, n_obs: int, n_act: int, seeds, device="cpu") -> S2AC:
         """The agent for `seeds`, on `device`."""
