@@ -26,6 +26,7 @@ from softpolicy.samplers import annealed_langevin, noise_levels, step_sizes, wit
 SIZE = dict(width=128, batch=128, reward_scale=1.0)
 NARROW = dict(sigma_max=0.1, sigma_min=0.001)  # the noise of NC-LQL's released code
 WIDE = dict(sigma_max=0.5, sigma_min=0.02)  # a range comparable to the box; ours
+LONG_FIT, SAC_FIT = 40_000, 16_000  # updates of the critic and the actor that the pictures show
 TOP = 1e-4  # step size at the last level of the normalised samplers, as in the released code
 
 
@@ -207,8 +208,8 @@ def exact_actions(w: float, n: int) -> Tensor:
     return points.flatten(0, 1)[torch.multinomial(p, n, True, generator=torch.Generator().manual_seed(0))][None]
 
 
-def pictures(out: Path, n: int, updates: int = 40_000, shown: int = 150, cells: int = 60) -> None:
-    """One wide critic, fitted longer (40,000 updates of batch 256): its landscape at four levels, and where several
+def pictures(out: Path, n: int, updates: int = LONG_FIT, shown: int = 150, cells: int = 60) -> None:
+    """One wide critic, fitted longer (`LONG_FIT` updates of batch 256): its landscape at four levels, and where several
     algorithms' actions end.
 
     landscapes.csv: level, row, column, q on a grid; gallery.csv: `bandit.describe` of ten times n actions beside the
@@ -222,7 +223,7 @@ def pictures(out: Path, n: int, updates: int = 40_000, shown: int = 150, cells: 
             q = agent.critic(torch.zeros(1, cells**2, 1), flat, level).mean((0, 1))
         levels += [{"level": level, "row": i // cells, "column": i % cells, "q": v} for i, v in enumerate(q.tolist())]
     write(out, "landscapes", levels)
-    ends = {"SAC": (sac_actions(10.0, min(updates, 16_000), 10 * n), 10.0)}
+    ends = {"SAC": (sac_actions(10.0, min(updates, SAC_FIT), 10 * n), 10.0)}
     for name in ("LQL, 20 steps", "LQL, 200 steps", "LQL, 2000 steps", "NC-LQL raw, T 2, w 10", "NC-LQL unit, w 100"):
         sampler = SAMPLERS["wide"][name]
         ends[name] = draw(of_critic(agent, 10 * n), 1, 10 * n, agent.finest, sampler), sampler["w"]

@@ -69,4 +69,4 @@ def _check(x: Tensor, log_q: Tensor, step: float, n_steps: int) -> None:
     if not step > 0 or n_steps < 1:
         raise ValueError(f"step size and number of steps must be positive, got {step} and {n_steps}")
     if log_q.shape != x.shape[:-1]:
-        raise ValueError(f"log_q must have shape {tuple(x.shape[:-1])}, one number a position; got {tuple(log_q.shape)}")
+        raise ValueError(f"log_q must have shape {tuple(x.shape[:-1])}, a number a position; got {tuple(log_q.shape)}")

@@ -181,7 +181,7 @@ def stein_loss(action: Tensor, fixed: Tensor, score: Tensor, bandwidth, floor: f
     Second result: the mean length of phi, `[S]`. ValueError unless both have particles at the same states.
     """
     if action.shape[:2] != fixed.shape[:2]:
-        raise ValueError(f"actions at {tuple(action.shape[:2])} seeds and states, particles at {tuple(fixed.shape[:2])}")
+        raise ValueError(f"actions at {tuple(action.shape[:2])} seeds and states, fixed at {tuple(fixed.shape[:2])}")
     with torch.no_grad():
         a, x = action.detach(), fixed.detach()
         phi = velocity(pairs(a, x, bandwidth, floor), a, x, score)

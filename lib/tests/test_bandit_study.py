@@ -53,20 +53,30 @@ def test_released_sampler_on_the_ideal_critic_covers_all_modes_and_never_concent
     assert found["mean"] == pytest.approx(expected, abs=0.03) and found["modes"] > 7.5
 
 
-@pytest.mark.parametrize(("n_steps", "expected"), [(20, 0.40), (100, 0.59), (1000, 0.69)])
+@pytest.mark.parametrize(("n_steps", "expected"), [(20, 0.40), (100, 0.59), (1000, 0.69), (10_000, 0.74)])
 def test_plain_langevin_mixes_slowly(n_steps, expected):
-    assert ideal_mean(bandit_study.plain(n_steps, 10))["mean"] == pytest.approx(expected, abs=0.03)
+    found = ideal_mean(bandit_study.plain(n_steps, 10))["mean"]
+    assert found == pytest.approx(expected, abs=0.03) and found < 0.798  # the soft policy's
 
 
 def test_annealing_helps_raw_sampling_at_an_equal_budget_but_not_with_unit_gradients():
     wide = dict(sigma_max=0.5, sigma_min=0.01)
     raw = ideal_mean(bandit_study.annealed(wide, 2, 10, False, 2e-4), noise=wide)
     assert raw["mean"] == pytest.approx(0.49, abs=0.03)
+    long = ideal_mean(bandit_study.annealed(wide, 50, 10, False, 2e-4), noise=wide)
+    assert long["mean"] == pytest.approx(0.725, abs=0.02) and long["tv"] == pytest.approx(0.27, abs=0.04)
     unit = ideal_mean(bandit_study.plain(20, 500, True))
-    assert unit["mean"] == pytest.approx(0.796, abs=0.015)
+    assert unit["mean"] == pytest.approx(0.796, abs=0.012)
+
+
+def test_steps_beyond_the_edge_of_stability_lose_the_reward():
+    """At w = 50 a step of 1e-3 is stable at the highest bump (below 4 / (w 69)), one of 3e-3 is not."""
+    sampler = bandit_study.plain(1_000, 50)
+    assert ideal_mean(sampler)["mean"] == pytest.approx(0.76, abs=0.04)
+    assert ideal_mean(sampler | {"steps": [3e-3]})["mean"] == pytest.approx(0.40, abs=0.04)
 
 
 def test_modes_are_covered_but_not_weighed_by_raw_chains():
     """Boltzmann keeps 1.4 modes at w = 50; chains too short to cross keep all."""
     found = ideal_mean(bandit_study.plain(1_000, 50))
-    assert found["modes"] > 7 and found["tv"] > 0.7 and found["mean"] == pytest.approx(0.76, abs=0.04)
+    assert found["modes"] > 7 and found["tv"] > 0.7

@@ -73,6 +73,10 @@ def sampled(policy, c, n=50):
 def test_sum_and_mean_of_gradients_differ_by_two_in_w_and_not_at_all_when_normalised():
     c, policy = critic(), bowl_policy()
     make = lambda **kw: lp.LangevinPolicy(**(vars(policy) | kw))  # noqa: E731
+    halved = copy.deepcopy(c)
+    with torch.no_grad():
+        halved.body.layers[-1].weight.mul_(0.5)  # every gradient is half as long
+    torch.testing.assert_close(sampled(policy, halved), sampled(policy, c), atol=1e-4, rtol=0)
     torch.testing.assert_close(sampled(make(reduction="mean"), c), sampled(policy, c), atol=1e-4, rtol=0)
     raw = sampled(make(normalise=False, w=3.0), c)
     torch.testing.assert_close(sampled(make(normalise=False, w=6.0, reduction="mean"), c), raw, atol=1e-6, rtol=0)

@@ -390,7 +390,7 @@ def test_entropy_that_the_notebook_gives_hmc(volume, expected):
         (dict(volume="log_det", probes=[torch.ones(4, 2)]), "probes belong to the trace"),
         (dict(x=torch.zeros(1, 2), log_q=torch.zeros(1)), "at least two particles, got one"),
         (dict(x=torch.zeros(1, 2), log_q=torch.zeros(1), self_kernel=True, norm="m-1"), "at least two particles"),
-        (dict(x=torch.zeros(1, 2), log_q=torch.zeros(1), self_kernel=True), "bandwidth that is not made from distances"),
+        (dict(x=torch.zeros(1, 2), log_q=torch.zeros(1), self_kernel=True), "not made from distances"),
         (dict(x=torch.zeros(0, 2), log_q=torch.zeros(0)), "m at least 1"),
         (dict(bandwidth=None), "bandwidth must be a positive number or one of"),
         (dict(score=lambda x: -x, n_steps=2, probes=[torch.ones(4, 2)]), "fewer random numbers than steps"),
@@ -421,7 +421,7 @@ def test_chains_refuse_bad_input(bad):
 def test_chains_refuse_what_would_broadcast():
     x, log_q = gaussian_start(0, 3)
     ones = torch.ones_like(x)
-    with pytest.raises(ValueError, match="one number a position"):
+    with pytest.raises(ValueError, match="a number a position"):
         chains.langevin(gaussian_score, x, log_q[:1], 0.1, 1, [ones])
     with pytest.raises(ValueError, match="random numbers of a step must have shape"):
         chains.langevin(gaussian_score, x, log_q, 0.1, 1, [ones[:1]])
