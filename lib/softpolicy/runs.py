@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import fcntl
 import hashlib
 import importlib.metadata
@@ -108,9 +109,10 @@ class Run:
         torch.save({"format": FORMAT, "identity": self.identity, **state}, buffer)
         write_atomically(self.out / "checkpoint.pt", buffer.getbuffer())
 
-    def load_checkpoint(self, device, kind: str) -> dict | None:
-        """The checkpoint, or None in a fresh folder; RunError if it is damaged, foreign, missing, or was made on
-        another kind of device ("cpu", "cuda"): random streams cannot be carried over."""
+    def load_checkpoint(self, *kinds: str) -> dict | None:
+        """The checkpoint, its tensors on the CPU, or None in a fresh folder. RunError if it is missing, unreadable,
+        damaged or foreign, or was made on a kind of device not among `kinds` (of "cpu" and "cuda"; none given: any), as
+        random streams cannot be carried over."""
         path = self.out / "checkpoint.pt"
         if not path.exists():
             if (self.out / "rows.csv").exists():
@@ -120,20 +122,30 @@ class Run:
                 )
             return None
         try:
-            state = torch.load(path, map_location=device, weights_only=True)
+            state = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as e:  # torch raises many types for a damaged file
-            reason = str(e).splitlines()[0][:120] if str(e) else type(e).__name__
-            raise RunError(
-                f"{path} is damaged or no checkpoint ({reason}); it was left as it is: move it away together with"
-                " rows.csv to run anew, or put a good copy in its place"
-            ) from None
+            raise RunError(f"{path} {why_not_loaded(e)}") from None
         if not isinstance(state, dict) or state.get("format") != FORMAT:
             raise RunError(
                 f"{path} was not written by this library ({FORMAT}); it was left as it is: give another folder"
             )
         check_same(state["identity"], self.identity, path)
-        check_same({"device": state["device"]}, {"device": kind}, path)
+        if kinds and state["device"] not in kinds:
+            check_same({"device": state["device"]}, {"device": kinds[0]}, path)
         return state
+
+
+def why_not_loaded(e: Exception) -> str:
+    """What an error of `torch.load` on a CPU says of a checkpoint, and what to do, in words that follow its path."""
+    if isinstance(e, MemoryError) or "DefaultCPUAllocator" in str(e):
+        return "does not fit into memory; free some, then start the same command again"
+    if isinstance(e, OSError) and e.errno != errno.EINVAL:  # which is what seeking in a file cut short gives
+        return f"could not be read ({e.strerror or e}); make it readable, then start the same command again"
+    reason = str(e).splitlines()[0][:120] if str(e) else type(e).__name__
+    return (
+        f"is damaged or no checkpoint ({reason}); it was left as it is: move it away together with"
+        " rows.csv to run anew, or put a good copy in its place"
+    )
 
 
 def check_same(found: dict, given: dict, where) -> None:
@@ -206,6 +218,11 @@ def data_root() -> Path:
 def scratch_root() -> Path:
     """Where chapters put live runs: the environment variable SOFTPOLICY_RUNS, else `runs/` below the working folder."""
     return Path(os.environ.get("SOFTPOLICY_RUNS", "runs"))
+
+
+def scratch(name: str, *settings) -> Path:
+    """A folder of `scratch_root` for a live run, named by its settings too: a reader who changes one begins anew."""
+    return scratch_root() / f"{name}-{hashlib.sha256(repr(settings).encode()).hexdigest()[:8]}"
 
 
 def now() -> str:

@@ -114,10 +114,10 @@ def cut_normal(u: Tensor, t: float) -> Tensor:
 
 
 class StartLaw(nn.Module):
-    """The law q^0(.|s) of S2AC's particles before the first step: a Gaussian N(mu(s), T(s) T(s)^T).
+    """The law q^0(.|s) of S2AC's particles before the first step: a Gaussian N(mu(s), C(s) C(s)^T).
 
     covariance  "isotropic": one sigma(s) (paper); "diagonal": one each coordinate (released code); "full":
-                T = diag(sigma) L with L unit lower triangular, its entries in [-1, 1]; "none": N(0, fixed^2 I),
+                C = diag(sigma) L with L unit lower triangular, its entries in [-1, 1]; "none": N(0, fixed^2 I),
                 nothing is learned
     std_range   sigma is clipped into it, which stops its gradient outside
     """
@@ -148,7 +148,7 @@ class StartLaw(nn.Module):
         return out[..., :a], std, lower
 
     def sample(self, obs: Tensor, z: Tensor, cut: float | None = None) -> tuple[Tensor, Tensor, tuple]:
-        """Particles `mu + T z` and their log-density `[S, B, M]` for standard normal z `[S, B, M, A]`.
+        """Particles `mu + C z` and their log-density `[S, B, M]` for standard normal z `[S, B, M, A]`.
 
         `cut` says that z was cut at +-cut (`cut_normal`). The third result are mu and each coordinate's standard
         deviation, `[S, B, 1, A]`.

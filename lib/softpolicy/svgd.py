@@ -75,7 +75,7 @@ def velocity(near: Pairs, y: Tensor, x: Tensor, s: Tensor) -> Tensor:
 def trace(near: Pairs, x: Tensor, s: Tensor, norm: str = "m", self_kernel: bool = False) -> Tensor:
     """The trace of phi's Jacobian at each particle `[..., m]`, the other particles held fixed (S2AC):
 
-    `T_i = 1/(m sigma^2) sum_{j != i} kappa_ij [d - |x_i - x_j|^2 / sigma^2 - (x_i - x_j)^T s_j]`.
+    `Tr J_i = 1/(m sigma^2) sum_{j != i} kappa_ij [d - |x_i - x_j|^2 / sigma^2 - (x_i - x_j)^T s_j]`.
 
     norm         "m", or "m-1" in place of the factor 1/m, as in the released code
     self_kernel  adds the term j = i, d / (m sigma^2): the divergence of the field with all sources held fixed
@@ -175,12 +175,12 @@ def svgd(
     check: bool = True,
 ) -> Flow:
     """L = n_steps steps `x <- x + eps phi(x)` from x `[..., m, d]` and, given the start's log-density `log_q`
-    `[..., m]`, that of the end, `log q <- log q - eps T` (S2AC's closed form); the entropy is `-log_q.mean(-1)`.
+    `[..., m]`, that of the end, `log q <- log q - eps Tr J` (S2AC's closed form); the entropy is `-log_q.mean(-1)`.
 
     bandwidth, floor   of the kernel, at each step: `squared_bandwidth`
-    norm, self_kernel  of the trace T: `trace`
-    probes             an iterable of Rademacher numbers `[..., m, d]`, one a step, adds `(1/m) curvature` to T
-    volume             "trace", or "log_det": `log_det` in place of eps T (slow; without a gradient of its own)
+    norm, self_kernel  of the trace: `trace`
+    probes             an iterable of Rademacher numbers `[..., m, d]`, one a step, adds `(1/m) curvature` to the trace
+    volume             "trace", or "log_det": `log_det` in place of eps times it (slow; without a gradient of its own)
     cap                if positive, each set's step is at most cap / `jacobian_bound`, which see; ours
     check              refuse scores that are not finite and warn, once, of steps that may not be invertible (reads
                        the device back)

@@ -125,3 +125,21 @@ def test_summary_and_claims_of_recorded_tables(tmp_path):
     assert claims.beyond(score, "S2AC", ("SQL",), "soft", 1, "").verdict == "not run"
     same, _ = claims.amortised_claims(place, Path(__file__).parents[2] / "data" / "bench" / "cpu.json")
     assert same.verdict == "reproduced" and "4 runs" in same.evidence
+    rate = {("s2ac", 1): 10.0, ("s2ac", 5): 50.0, ("s2ac amortised", 1): 40.0, ("s2ac amortised", 5): 41.0}
+    rows = [{"what": claims.ACTION, "name": k, "seeds": n, "per_second": r} for (k, n), r in rate.items()]
+    (tmp_path / "bench.json").write_text(json.dumps({"rows": rows}))
+    _, faster = claims.amortised_claims(place, tmp_path / "bench.json")
+    assert faster.verdict == "reproduced" and "4.0 times" in faster.evidence  # one seed beside one seed
+
+
+def test_a_learned_start_is_compared_with_itself_without_steps(monkeypatch, tmp_path):
+    """Three steps from it are far ahead of a fixed start and no better than none: only the first is reproduced."""
+    soft = {"S2AC, learned start, 3 steps": -130.0, "S2AC, learned start, no step": -130.0, "S2AC, 3 steps": -300.0}
+    table = pd.DataFrame({"variant": name, "soft": value + s} for name, value in soft.items() for s in (-1, 0, 1))
+    monkeypatch.setattr(study, "summary", lambda *_: table)
+    found = {c.claim: c.verdict for c in claims.multigoal_claims(tmp_path)}
+    start = "S2AC has a higher soft return with 3 steps from a learned start than with"
+    assert found[f"{start} 3 from a fixed one (three goals)"] == "reproduced"
+    assert found[f"{start} 10 from a fixed one (three goals)"] == "not run"
+    steps = "SVGD steps add to a learned start: 3 steps have a higher soft return than none (three goals)"
+    assert found[steps] == "undecided"
