@@ -1,7 +1,8 @@
 """Speed: environments, updates, whole loops; and pairs of settings timed in turns in one process.
 
-Type `ci/bench`. Times on a CPU are those of the process (one thread), so that other jobs disturb them little; on
-a GPU they are wall times. Each figure is the median of several rounds; in a comparison the two sides take turns.
+Type `ci/bench`. It measures the CPU and, where there is one, the GPU. Times on a CPU are those of the process (one
+thread), so that other jobs disturb them little; on a GPU they are wall times. Each figure is the median of several
+rounds; in a comparison the two sides take turns.
 """
 
 from __future__ import annotations
@@ -63,7 +64,7 @@ def in_turns(functions: list[Callable], device: str, rounds: int) -> list[float]
     """Median seconds a call of each function; the functions take turns, about 0.3 s or one call each a round."""
     calls, times = [], [[] for _ in functions]
     for f in functions:
-        for _ in range(6):  # warm-up; CUDA graphs are captured here
+        for _ in range(12):  # warm-up; CUDA graphs are captured here, the two of an agent with phases at calls 7 and 8
             start = clock(device)
             f()
             if clock(device) - start > 1:  # a function this slow needs no more of it
@@ -169,6 +170,10 @@ def updates(device: str, rounds: int) -> list[dict]:
             one, five = Rig(agent, [0], size, device), Rig(agent, SEEDS, size, device)
             timed = [("update", agent, 1, one), ("update", agent, 5, five)]
             timed += [("action", agent, 1, one.act), ("action", agent, 5, five.act)]
+            if agent == "nclql":
+                model = PlainNCLQL(N_OBS, N_ACT, sizes(agent, size)[0], device=device)
+                act = partial(model.sample, torch.randn(1, N_OBS, device=device))
+                timed.append(("action", "plain PyTorch nclql", 1, act))
             if agent == "s2ac":
                 for seeds in ([0], SEEDS):
                     rig = Rig(agent, seeds, size, device, amortised=True)
@@ -234,10 +239,10 @@ def loops(device: str, rounds: int) -> list[dict]:
 
 
 def matmul_rate(device: str, rounds: int) -> float:
-    """Floating-point operations a second of one 1024 x 1024 float32 product: what arithmetic could reach here."""
-    a = torch.randn(1024, 1024, device=device)
-    (seconds,) = in_turns([lambda: a @ a], device, rounds)
-    return 2 * 1024**3 / seconds
+    """Floating-point operations a second of one 1024 x 1024 float32 product, by torch or the library, whichever is
+    faster: what arithmetic could reach here."""
+    a = torch.randn(1, 1024, 1024, device=device)
+    return 2 * 1024**3 / min(in_turns([lambda: a @ a, lambda: devices.Product.apply(a, a)], device, rounds))
 
 
 def net(n_in: int, hidden: int, width: int, n_out: int) -> int:
@@ -330,49 +335,64 @@ def show(rows: list[dict]) -> None:
         print("  " + "  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)))
 
 
+def measure(device: str, rounds: int, pairs: list[str] | None, agent: str) -> dict:
+    """Measure, print and return everything on a device, or the given pairs of one agent; tasks are timed on a CPU."""
+    rate, rows = matmul_rate(device, rounds), []
+    about = runs.provenance(device) | {"matmul_gflops": rate / 1e9}
+    print(
+        f"{about['device']}; one thread; torch {torch.__version__}; softpolicy {about['commit'] or about['softpolicy']}"
+    )
+    print(f"float32 matrix products run at {rate / 1e9:.0f} GFLOP/s here")
+    if pairs:
+        for pair in pairs:
+            if pair == "eager/captured" and device == "cpu":
+                continue
+            print(f"\n{PAIRS[pair][0]} / {PAIRS[pair][1]}: ratio of times, above 1 the second is faster")
+            part = compare(pair, agent, device, rounds)
+            show(part)
+            rows += part
+        return {"about": about, "rows": rows}
+    for part in (environments, *(partial(f, device) for f in (updates, generators, loops))):
+        if part is environments and device != "cpu":
+            continue
+        found = part(rounds)
+        print()
+        show(found)
+        rows += found
+    for r in rows:
+        if r["what"].startswith("update") and r["name"] in AGENTS:
+            work = flop(r["name"], r["what"].split(", ")[1])
+            r["share_of_peak"] = work * r["seeds"] * r["per_second"] / rate
+    print("\nshare of the matrix-product rate that updates reach:")
+    show([{k: r[k] for k in ("what", "name", "seeds", "share_of_peak")} for r in rows if "share_of_peak" in r])
+    return {"about": about, "rows": rows}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="ci/bench", description=__doc__.splitlines()[0])
     parser.add_argument("--compare", choices=PAIRS, action="append", help="time two settings in turns and print ratios")
     parser.add_argument("--agent", choices=AGENTS, default="sac", help="the agent whose settings are compared [sac]")
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", choices=["cpu", "cuda"], help="measure this one only [cpu and, if there, cuda]")
     parser.add_argument("--rounds", type=int, default=7, help="rounds that each figure is the median of")
-    parser.add_argument("--json", type=Path, help="also write the figures to this file")
+    parser.add_argument("--json", type=Path, metavar="FOLDER", help="also write cpu.json and cuda.json there")
     args = parser.parse_args()
-    if "eager/captured" in (args.compare or []) and args.device == "cpu":
+    measured = [args.device] if args.device else ["cpu", "cuda"][: 1 + torch.cuda.is_available()]
+    if "eager/captured" in (args.compare or []) and "cuda" not in measured:
         parser.error("eager/captured needs a CUDA device; on a CPU nothing is captured")
+    if "cuda" in measured and not torch.cuda.is_available():
+        parser.error("there is no CUDA device here; give --device cpu")
+    if args.json and not args.json.is_dir():
+        parser.error(f"--json {args.json} is not a folder; give one, such as data/bench")
     for pair, known in (("plain/batched", PLAIN), ("released/batched", RELEASED)):
         if pair in (args.compare or []) and args.agent not in known:
             parser.error(f"{pair} knows {', '.join(known)}, not {args.agent}")
     torch.set_num_threads(1)
     devices.keep_memory()
     warnings.filterwarnings("ignore")
-    rate = matmul_rate(args.device, args.rounds)
-    about = runs.provenance(args.device) | {"matmul_gflops": rate / 1e9}
-    print(
-        f"{about['device']}; one thread; torch {torch.__version__}; softpolicy {about['commit'] or about['softpolicy']}"
-    )
-    print(f"float32 matrix products run at {rate / 1e9:.0f} GFLOP/s here")
-    rows = []
-    if args.compare:
-        for pair in args.compare:
-            print(f"\n{PAIRS[pair][0]} / {PAIRS[pair][1]}: ratio of times, above 1 the second is faster")
-            part = compare(pair, args.agent, args.device, args.rounds)
-            show(part)
-            rows += part
-    else:
-        for measure in (environments, *(partial(f, args.device) for f in (updates, generators, loops))):
-            part = measure(args.rounds)
-            print()
-            show(part)
-            rows += part
-        for r in rows:
-            if r["what"].startswith("update") and r["name"] in AGENTS:
-                work = flop(r["name"], r["what"].split(", ")[1])
-                r["share_of_peak"] = work * r["seeds"] * r["per_second"] / rate
-        print("\nshare of the matrix-product rate that updates reach:")
-        show([{k: r[k] for k in ("what", "name", "seeds", "share_of_peak")} for r in rows if "share_of_peak" in r])
-    if args.json:
-        args.json.write_text(json.dumps({"about": about, "rows": rows}, indent=1) + "\n")
+    for device in measured:
+        table = measure(device, args.rounds, args.compare, args.agent)
+        if args.json:
+            (args.json / f"{device}.json").write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

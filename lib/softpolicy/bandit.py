@@ -1,8 +1,9 @@
 """A one-step problem with a known multimodal reward, where a soft policy can be computed exactly.
 
 Actions lie in [-1, 1]^2, an episode is one action, and the reward is a ring of eight bumps of unequal height.
-The landscape is ours; chapters *Soft policies* and *Langevin sampling* share it. Densities are tables on a
-grid of cell midpoints, with respect to area: their sum times the cell's area is 1.
+The landscape is ours; chapters *Soft policies*, *Sampling from a density you can only differentiate* and *Langevin
+Q-learning* share it. Densities are tables on a grid of cell midpoints, with respect to area: their sum times the cell's
+area is 1.
 """
 
 from __future__ import annotations

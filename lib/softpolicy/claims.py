@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -386,4 +387,7 @@ def claims_table(root: Path | None = None) -> str:
 
 
 if __name__ == "__main__":
-    print(claims_table())
+    try:
+        print(claims_table())
+    except runs.RunError as e:
+        sys.exit(f"{e}")

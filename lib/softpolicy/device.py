@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import warnings
 from collections import Counter
 from collections.abc import Callable
 
@@ -84,10 +85,11 @@ def captured(update: Callable[[], dict], loop, eager_calls: int = 3) -> Callable
 
 
 def _on_side_stream(update):
-    """Warm-up calls run on a stream of their own, as graph capture wants."""
+    """Warm-up calls run on a stream of their own, as graph capture wants, and without torch's advice not to."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
+    with torch.cuda.stream(side), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
         metrics = update()
     torch.cuda.current_stream().wait_stream(side)
     return metrics

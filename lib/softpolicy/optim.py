@@ -15,7 +15,16 @@ def adam(params, lr: float) -> torch.optim.Adam:
     """Adam in its fused form, capturable in a CUDA graph. Elementwise, so each seed's slice has its own Adam."""
     params = list(params)
     rate = torch.tensor(lr, device=params[0].device) if params[0].is_cuda else lr  # a graph reads it at each replay
-    return torch.optim.Adam(params, lr=rate, fused=True, capturable=params[0].is_cuda)
+    opt = torch.optim.Adam(params, lr=rate, fused=True, capturable=params[0].is_cuda)
+    opt.register_load_state_dict_post_hook(_rate_to_device)
+    return opt
+
+
+def _rate_to_device(opt: torch.optim.Optimizer) -> None:
+    """Put a learning rate that came with a loaded state where the weights are; torch moves only the moments."""
+    for group in opt.param_groups:
+        if isinstance(group["lr"], Tensor):
+            group["lr"] = group["lr"].to(group["params"][0].device)
 
 
 def descend(opt: torch.optim.Optimizer, loss: Tensor) -> None:
@@ -105,6 +114,7 @@ class AdaptiveLangevin(torch.optim.Optimizer):
         lr = torch.tensor(lr, dtype=params[0].dtype, device=params[0].device)  # a CUDA graph reads it at each replay
         defaults = dict(lr=lr, bias=bias, noise=noise, betas=betas, eps=eps, clip=clip, inside=inside, lead=lead)
         super().__init__(params, defaults | {"preconditioned": preconditioned})
+        self.register_load_state_dict_post_hook(_rate_to_device)
         self.streams = streams
 
     @torch.no_grad()

@@ -78,6 +78,7 @@ class Replay:
             raise ValueError(f"saved replay {tuple(state['rows'].shape)} does not fit into {tuple(self.rows.shape)}")
         if used < min(state["added"], self.capacity):
             raise ValueError(f"a full replay of {used} rows a seed cannot grow to {self.capacity}; keep its capacity")
-        self.rows[:, :used] = state["rows"].to(self.rows.device)
+        for mine, saved in zip(self.rows, state["rows"], strict=True):  # no second copy of them all on the device
+            mine[:used] = saved
         self.added = state["added"]
         self.size.fill_(used)

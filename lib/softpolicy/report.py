@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import inspect
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,13 @@ import pandas as pd
 
 from softpolicy import runs, stats
 from softpolicy.settings import SIZES, sized
+from softpolicy.train import train
+
+# What makes two runs comparable besides their settings: the defaults of `train`.
+PROTOCOL = {
+    name: inspect.signature(train).parameters[name].default
+    for name in ("n_envs", "warmup", "eval_every", "eval_episodes")
+}
 
 
 def verdict(ours: float, low: float, high: float, reported: float, spread: float) -> str:
@@ -44,9 +52,23 @@ def mean_return(rows: pd.DataFrame, step: int) -> pd.Series:
 
 
 def main_runs(agent: str, size: str = "paper", root: Path | None = None) -> list[Path]:
-    """The recorded runs of an agent at a size with default settings: no ablation, no study."""
-    same = lambda i: (i["agent"], i["size"], changed_settings(i)) == (agent, size, "")  # noqa: E731
-    return [out for out in runs.find(root) if same(runs.manifest(out)["identity"])]
+    """The recorded runs of an agent at a size with default settings and `PROTOCOL`, one a task: no ablation, no study.
+
+    Raises `runs.RunError` if there are two on a task.
+    """
+    found = {}
+    for out in runs.find(root):
+        i = runs.manifest(out)["identity"]
+        same = (i["agent"], i["size"]) == (agent, size) and all(i.get(k) == v for k, v in PROTOCOL.items())
+        if not same or changed_settings(i):
+            continue
+        first = found.setdefault(i["env_id"], out)
+        if first is not out:
+            raise runs.RunError(
+                f"{first} and {out} are both runs of {agent} at size {size} on {i['env_id']} with default settings;"
+                " move one of them out of the recorded runs"
+            )
+    return list(found.values())
 
 
 def against_reported(agent: str = "sac", root: Path | None = None) -> pd.DataFrame:

@@ -52,13 +52,6 @@ def performance_profile(scores, thresholds) -> np.ndarray:
     return (np.asarray(scores).reshape(-1, 1) > np.asarray(thresholds)).mean(0)
 
 
-def probability_of_improvement(x, y) -> float:
-    """P(X > Y) for runs of two methods, ties counted half, averaged over tasks (section 4.3)."""
-    x, y = (np.asarray(v, dtype=float).reshape(len(v), -1) for v in (x, y))
-    wins = [scipy_stats.mannwhitneyu(a, b).statistic / (len(a) * len(b)) for a, b in zip(x.T, y.T, strict=True)]
-    return float(np.mean(wins))
-
-
 def neighbour_entropy(x, k: int = 3) -> np.ndarray:
     """Differential entropy in nats from the distances to k-th nearest neighbours (Kozachenko and Leonenko, 1987):
     points `[..., N, d]` -> `[...]`; N must be above k.

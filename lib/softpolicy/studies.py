@@ -33,20 +33,25 @@ class Study(NamedTuple):
 LANGEVIN = Study(
     protocol=dict(env_id="Reacher-v5", seeds=[0, 1, 2, 3, 4], steps=30_000, n_envs=5, warmup=1_000, eval_every=2_500,
                   eval_episodes=10, checkpoint_every=10_000),
-    common=dict(width=64, batch=100, lr=1e-3),
+    common=dict(width=64, batch=64, lr=1e-3),
     variants={
         "nclql": ("NC-LQL", "nclql", {}),
         "lql": ("LQL", "lql", {}),
         "lql-large-steps": ("LQL, steps of 0.001", "lql", dict(step_lr=1e-3)),
         "lql-annealed": ("LQL, annealed steps", "lql", dict(levels=10, langevin_steps=2)),
+        "lql-annealed-lr": ("LQL, annealed steps, learning rate 0.002", "lql",
+                            dict(levels=10, langevin_steps=2, lr=2e-3)),
         "levels-5": ("5 levels, 4 steps each", "nclql", dict(levels=5, langevin_steps=4)),
         "levels-20": ("20 levels, 1 step each", "nclql", dict(levels=20, langevin_steps=1)),
         "steps-1": ("1 step a level", "nclql", dict(langevin_steps=1)),
         "steps-5": ("5 steps a level", "nclql", dict(langevin_steps=5)),
         "w-50": ("w = 50", "nclql", dict(w=50.0)),
+        "w-100": ("w = 100", "nclql", dict(w=100.0)),
+        "w-250": ("w = 250", "nclql", dict(w=250.0)),
         "w-1000": ("w = 1000", "nclql", dict(w=1000.0)),
         "raw-w-50": ("raw gradients, w = 50", "nclql", dict(normalise=False, reduction="mean", w=50.0)),
         "raw-w-500": ("raw gradients, w = 500", "nclql", dict(normalise=False, reduction="mean", w=500.0)),
+        "reward-scale-1": ("reward not scaled", "nclql", dict(reward_scale=1.0)),
         "joint": ("one joint Adam step", "nclql", dict(optimiser_steps="joint")),
         "smoothing-target": ("smoothing towards targets", "nclql", dict(smoothing_target="target")),
         "flow-rl": ("network of flow-rl", "nclql", dict(network="flow-rl")),
@@ -157,11 +162,11 @@ STUDIES = {"langevin": LANGEVIN, "lsac": LSAC, "maze": MAZE}
 
 
 def config(study: Study, variant: str):
-    """The agent's settings of a variant; those common settings that the agent does not have are left out."""
+    """The agent's settings of a variant: the study's common ones that the agent has, then the variant's own."""
     _, agent, changes = study.variants[variant]
     agent = importlib.import_module(f"softpolicy.agents.{agent}").Config
     known = {f.name for f in dataclasses.fields(agent)}
-    return agent(**{k: v for k, v in study.common.items() if k in known}, **changes)
+    return agent(**{k: v for k, v in study.common.items() if k in known} | changes)
 
 
 def run(study: Study, variant: str, out, **changes) -> pd.DataFrame:

@@ -110,6 +110,9 @@ def train(
 def trained(out, device: str = "cpu"):
     """The agent of the run in folder `out`, as its last checkpoint has it, for all seeds of the run.
 
+    From a checkpoint made on another kind of device (cpu, cuda) it has the networks alone, enough to act: random
+    streams cannot be carried over.
+
     Raises `runs.RunError` if there is no run or no checkpoint (recorded runs come without).
     """
     identity = runs.manifest(out)["identity"]
@@ -121,12 +124,16 @@ def trained(out, device: str = "cpu"):
     env.close()
     agent, run = config.build(n_obs, n_act, identity["seeds"], device), runs.Run(out, identity)
     try:
-        state = run.load_checkpoint(device, torch.device(device).type)
+        state = run.load_checkpoint()
     finally:
         run.close()
     if state is None:
         raise runs.RunError(f"{out} holds no checkpoint.pt yet; train there first")
-    agents.restore(agent, state["agent"])
+    if state["device"] == torch.device(device).type:
+        agents.restore(agent, state["agent"])
+    else:
+        nets = {name: x for name, x in state["agent"]["nets"].items() if name != "_extra_state"}  # LSAC's has streams
+        agent.load_state_dict(nets, strict=False)
     return agent
 
 
@@ -171,7 +178,7 @@ class Loop:
         """Go on from the folder's checkpoint, or begin."""
         self.folder, self.began, self.max_seconds = run, time.monotonic(), max_seconds
         self.reserve = {"evaluation": 0.0, "checkpoint": 0.0}  # seconds that each took at most, for the time limit
-        state = run.load_checkpoint(self.device, self.device_type)
+        state = run.load_checkpoint(self.device_type)
         if state is None:
             copies = [[], *([j] for j in range(1, self.n_envs))]
             self.obs, _ = self.envs.reset(seed=[rng.derive(s, "training", *j) for s in self.seeds for j in copies])

@@ -146,10 +146,6 @@ def test_leak_adds_the_gradient_of_the_summed_value():
     grads = {}
     for leak in (True, False):
         built = agent(**release | dict(leak=leak, mix=0.0, clip=0.0))
-        if not leak:
-            built.synthetic.follow(replay_of([0]), 1, built.improve)  # as `leak` does
-        else:
-            built.prepare(replay_of([0]))
         batch = real(built)
         synthetic = Batch(*(x.flip(1) for x in batch))
         built.critic_step(batch, synthetic)
@@ -182,6 +178,28 @@ def test_restored_agent_goes_on_exactly(changes):
     infos = [steps(x, replay, 4) for x in (first, second)]
     assert all(torch.equal(x, y) for x, y in zip(first.parameters(), second.parameters(), strict=True))
     assert all(torch.equal(infos[0][name], infos[1][name]) for name in infos[0])
+
+
+def test_policy_metrics_stay_in_the_same_tensors():
+    """A CUDA graph of an update without a policy step returns them: they must be where it found them, and up to date.
+
+    Updates of both phases, the first fit at update 4, and a restored agent.
+    """
+    built, replay = agent(refit_every=4), replay_of([0])
+    steps(built, replay, 1)
+    where, seen = {name: x.data_ptr() for name, x in built.policy_info.items()}, []
+    for k in range(2, 9):
+        info = steps(built, replay, 1)
+        assert built.phase == ((k - 1) % 2, k >= 4)
+        assert {name: info[name].data_ptr() for name in where} == where
+        seen.append(info["entropy"].item())
+    assert [a == b for a, b in zip(seen, seen[1:], strict=False)] == [False, True] * 3
+    kept = {name: x.clone() for name, x in built.policy_info.items()}
+    saved = copy.deepcopy(agents.save(built))
+    steps(built, replay, 1)
+    agents.restore(built, saved)
+    assert {name: x.data_ptr() for name, x in built.policy_info.items()} == where
+    assert all(torch.equal(x, kept[name]) for name, x in built.policy_info.items())
 
 
 def test_each_seed_is_trained_as_if_alone():

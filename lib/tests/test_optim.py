@@ -31,6 +31,16 @@ def move(opt, *grads):
     return group["params"][0].detach() - before
 
 
+def test_a_loaded_learning_rate_goes_to_the_weights():
+    """Checkpoints are read on a CPU; torch by itself would leave a rate that is a tensor there."""
+    for opt in (optim.adam([torch.zeros(2, device="meta")], 1e-3), AdaptiveLangevin([parameter(1, 2)], streams())):
+        state = opt.state_dict()
+        state["param_groups"][0]["lr"] = torch.tensor(1e-3)
+        opt.load_state_dict(state)
+        (group,) = opt.param_groups
+        assert group["lr"].device == group["params"][0].device
+
+
 # --- the update
 
 

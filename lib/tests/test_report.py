@@ -32,7 +32,8 @@ def write_run(root, env_id, returns, steps, status="complete", **changes):
     """A recorded run whose seed i returns `returns[i]` at every evaluation."""
     out = root / "-".join([env_id.replace("/", "-"), "paper", *changes])
     defaults = {f"sac.{k}": v for k, v in dataclasses.asdict(sac.Config()).items()} | changes
-    identity = {**defaults, "agent": "sac", "env_id": env_id, "size": "paper", "seeds": list(range(len(returns)))}
+    identity = defaults | report.PROTOCOL | {"agent": "sac", "env_id": env_id, "size": "paper"}
+    identity["seeds"] = list(range(len(returns)))
     versions = {"torch": "1", "gymnasium": "2", "mujoco": "3"}
     slices = [{"versions": versions, "device": "a CPU", "started": "2026-01-02T03:04:05Z", "commit": "abc"}]
     out.mkdir(parents=True)
@@ -90,7 +91,7 @@ def write_pair(root, ours, theirs, **identity):
     for agent, returns in (("nclql", ours), ("sac", theirs)):
         out = write_run(root / agent, "Hopper-v5", returns, 100_000)
         found = json.loads((out / "manifest.json").read_text())
-        found["identity"] = {"agent": agent, "env_id": "Hopper-v5", "size": "small"} | identity
+        found["identity"] = report.PROTOCOL | {"agent": agent, "env_id": "Hopper-v5", "size": "small"} | identity
         (out / "manifest.json").write_text(json.dumps(found))
 
 
@@ -110,9 +111,24 @@ def test_ablations_that_are_not_recorded_have_no_verdict(tmp_path):
     assert {c.verdict for c in claims.ablation_claims(tmp_path)} == {"not run"}
 
 
-def test_runs_with_another_number_of_updates_a_step_are_not_compared(tmp_path):
-    write_pair(tmp_path, [1, 2, 3], [1, 2, 3], n_envs=5)
+@pytest.mark.parametrize("changes", [dict(n_envs=5), dict(warmup=1_000), dict(eval_every=100), dict(eval_episodes=1)])
+def test_runs_of_another_protocol_are_not_compared(tmp_path, changes):
+    write_pair(tmp_path, [1, 2, 3], [1, 2, 3], **changes)
     assert claims.beats("nclql", "sac", "Hopper-v5", "here", "beats", tmp_path).verdict == "not run"
+
+
+def test_two_runs_of_an_agent_on_a_task_are_refused_by_name(tmp_path):
+    first = write_run(tmp_path / "a", "HalfCheetah-v5", [1.0, 2.0], 100_000)
+    assert report.main_runs("sac", root=tmp_path) == [first]
+    second = write_run(tmp_path / "b", "HalfCheetah-v5", [1.0, 2.0], 100_000)
+    write_run(tmp_path, "Hopper-v5", [1.0, 2.0], 100_000)
+    for use in (
+        lambda: report.against_reported(root=tmp_path),
+        lambda: claims.beats("lql", "sac", "HalfCheetah-v5", "here", "beats", tmp_path, "paper"),
+    ):
+        with pytest.raises(runs.RunError, match="are both runs of sac at size paper on HalfCheetah-v5") as e:
+            use()
+        assert str(first) in str(e.value) and str(second) in str(e.value) and "move one of them out" in str(e.value)
 
 
 def study_rows(**returns):

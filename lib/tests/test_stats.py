@@ -56,13 +56,6 @@ def test_bootstrap_is_repeatable_and_refuses_bad_scores():
             stats.stratified_bootstrap(bad)
 
 
-@given(values, values)
-def test_probability_of_improvement_counts_pairs(x, y):
-    pairs = np.mean([(a > b) + 0.5 * (a == b) for a in x for b in y])
-    assert stats.probability_of_improvement(x, y) == pytest.approx(pairs)
-    assert stats.probability_of_improvement(x, y) + stats.probability_of_improvement(y, x) == pytest.approx(1)
-
-
 @given(values)
 def test_performance_profile_falls_from_one_to_zero(x):
     profile = stats.performance_profile(x, np.sort(np.r_[x.min() - 1, x, x.max() + 1]))

@@ -5,6 +5,15 @@ import dataclasses
 import pytest
 
 from softpolicy import runs, studies
+from softpolicy.settings import size_of
+
+RECORDED = {
+    "langevin-ablations": studies.LANGEVIN,
+    "lsac-ablations": studies.LSAC,
+    "maze": studies.MAZE,
+    **{f"multigoal/{layout}": study for layout, study in studies.MULTIGOAL.items()},
+}
+FOLDERS = [out for place in RECORDED for out in runs.find(runs.data_root() / "runs" / place)]
 
 
 @pytest.mark.parametrize("study", [*studies.STUDIES.values(), *studies.MULTIGOAL.values()])
@@ -12,6 +21,22 @@ def test_variants_are_valid_and_all_different(study):
     settings = [(v[1], *dataclasses.astuple(studies.config(study, name))) for name, v in study.variants.items()]
     assert len(set(settings)) == len(settings)
     assert len({label for label, *_ in study.variants.values()}) == len(settings)
+
+
+def test_settings_of_a_variant_come_before_those_of_its_study():
+    assert studies.config(studies.LANGEVIN, "lql").lr == 1e-3
+    assert studies.config(studies.LANGEVIN, "lql-annealed-lr").lr == 2e-3
+
+
+@pytest.mark.parametrize("out", FOLDERS, ids=lambda out: f"{out.parent.name}/{out.name}")
+def test_recorded_runs_are_what_the_study_would_make_today(out):
+    """Settings, task, seeds and protocol; the version of the simulator, also in an identity, is the machine's."""
+    study = RECORDED[str(out.parent.relative_to(runs.data_root() / "runs"))]
+    config, found = studies.config(study, out.name), runs.manifest(out)
+    expected = {"n_envs": 1} | study.protocol | {"agent": config.name, "size": size_of(config)}
+    expected |= {f"{config.name}.{k}": v for k, v in dataclasses.asdict(config).items()}
+    assert expected.pop("checkpoint_every") and found["steps"] == expected.pop("steps")
+    assert {k: v for k, v in found["identity"].items() if k != "physics"} == expected
 
 
 def test_a_study_is_made_and_loaded_variant_by_variant(tmp_path):

@@ -1,14 +1,20 @@
 """Runs that are killed, stopped, damaged, poisoned or asked for the impossible; most as real processes."""
 
 import contextlib
+import dataclasses
+import importlib
+import io
 import json
 import os
+import pkgutil
 import resource
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from pathlib import Path
 
 import gymnasium as gym
@@ -17,21 +23,25 @@ import pandas as pd
 import pytest
 import torch
 
-from softpolicy import runs
+from softpolicy import agents, runs
 from softpolicy import streams as rng
-from softpolicy.agents import lql, nclql, sac
+from softpolicy.agents import lql, lsac, nclql, sac
+from softpolicy.device import captured
 from softpolicy.settings import size_of, sized
 from softpolicy.train import Loop, train, trained
 
 TINY = sac.Config(width=16, batch=8)
 SHORT = dict(warmup=20, eval_every=30, eval_episodes=2, checkpoint_every=40)
+# An LSAC whose first two fits come at updates 20 and 40.
+TINY_LSAC = lsac.Config(width=16, batch=8, replicas=2, refit_every=20, n_synth=30, diffusion_width=8,
+                        diffusion_blocks=1, diffusion_steps=4, sampler_steps=3)  # fmt: skip
 
 
-def command(out, env_id="Hopper-v5", steps=1500, **more):
+def command(out, env_id="Hopper-v5", steps=1500, seeds=(2, 5), **more):
     settings = dict(agent="sac", env_id=env_id, steps=steps, out=out, width=16, batch=8, warmup=50, eval_every=100,
                     eval_episodes=1, checkpoint_every=130) | more  # fmt: skip
     flags = [x for k, v in settings.items() for x in (f"--{k.replace('_', '-')}", str(v))]
-    return [sys.executable, "-m", "softpolicy.train", "--seeds", "2", "5", *flags]
+    return [sys.executable, "-m", "softpolicy.train", "--seeds", *map(str, seeds), *flags]
 
 
 def call(*args, **kw):
@@ -274,6 +284,64 @@ def test_a_foreign_checkpoint_is_refused(finished):
         again(finished)
 
 
+def test_a_checkpoint_that_cannot_be_read_is_not_called_damaged(finished, monkeypatch):
+    def no_memory(*_, **__):
+        raise MemoryError
+
+    with monkeypatch.context() as m, pytest.raises(runs.RunError, match="does not fit into memory"):
+        m.setattr(torch, "load", no_memory)
+        again(finished)
+    (finished / "checkpoint.pt").unlink()
+    (finished / "checkpoint.pt").mkdir()
+    with pytest.raises(runs.RunError, match=r"could not be read \(Is a directory\)"):
+        again(finished)
+
+
+def test_a_checkpoint_is_loaded_on_the_cpu(finished, monkeypatch):
+    """Whatever the device, so that the replay is not on a GPU twice."""
+    places, load = [], torch.load
+    monkeypatch.setattr(torch, "load", lambda *a, map_location, **k: places.append(map_location) or load(*a, **k))
+    again(finished)
+    trained(finished)
+    assert places == ["cpu", "cpu"]
+
+
+@pytest.fixture(scope="module")
+def hopper(tmp_path_factory):
+    """A short run that the command line made."""
+    out = tmp_path_factory.mktemp("made") / "run"
+    done = call(out, steps=100)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def foreign(_):
+    buffer = io.BytesIO()
+    torch.save({"weights": torch.zeros(3)}, buffer)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "changes", "says"),
+    [
+        (lambda data: data[: len(data) // 2], {}, "damaged or no checkpoint"),
+        (foreign, {}, "was not written by this library"),
+        (None, dict(gamma=0.5), "sac.gamma is 0.99 there and 0.5 here"),
+        (None, dict(seeds=(2, 2)), "seeds must be distinct"),
+    ],
+    ids=["damaged", "foreign", "settings", "seeds"],
+)
+def test_the_command_line_refuses_in_one_line_and_leaves_the_folder_alone(hopper, tmp_path, spoil, changes, says):
+    out = tmp_path / "run"
+    shutil.copytree(hopper, out)
+    if spoil:
+        (out / "checkpoint.pt").write_bytes(spoil((out / "checkpoint.pt").read_bytes()))
+    before = contents(out)
+    p = call(out, steps=200, **changes)
+    assert p.returncode == 2 and says in p.stderr and p.stderr.count("\n") == 1, p.stderr
+    assert contents(out) == before
+
+
 def test_a_checkpoint_never_runs_code(finished, tmp_path):
     class Evil:
         def __reduce__(self):
@@ -390,6 +458,21 @@ def test_the_trained_agent_of_a_run_comes_back(tmp_path):
         trained(tmp_path)
 
 
+@pytest.mark.parametrize("config", [TINY, TINY_LSAC], ids=["sac", "lsac"])
+def test_the_networks_of_a_run_made_on_a_gpu_can_be_had_on_a_cpu(tmp_path, config):
+    """Its random streams cannot: a generator of CUDA has a state of 16 bytes."""
+    train(config, "Line-v0", [0], 60, tmp_path, **SHORT)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    there, streams = state["agent"]["nets"], [torch.zeros(16, dtype=torch.uint8)]
+    state["agent"]["noise"] = streams
+    if "_extra_state" in there:
+        there["_extra_state"]["synthetic"]["streams"] = streams
+    torch.save(state | {"device": "cuda"}, tmp_path / "checkpoint.pt")
+    nets = trained(tmp_path).state_dict()
+    assert len(nets) == len(there)
+    assert all(torch.equal(x, there[name]) for name, x in nets.items() if name != "_extra_state")
+
+
 def test_a_line_cut_short_and_rows_after_the_checkpoint_are_dropped(tmp_path):
     run = runs.Run(tmp_path, {"a": 1})
     run.append("rows.csv", [{"step": 10, "return": 1.5}, {"step": 20, "return": 2.5}])
@@ -400,18 +483,27 @@ def test_a_line_cut_short_and_rows_after_the_checkpoint_are_dropped(tmp_path):
     run.close()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_captured_update_equals_eager_on_cuda():
-    from softpolicy.device import captured
+def forty_updates(config, device, wrap):
+    """The weights after 40 updates of two seeds, `wrap(update, loop)` being the update, and the metrics of each."""
+    loop, metrics = Loop(config, "Line-v0", [0, 1], 500, 1, device), []
+    rows = getattr(config, "transitions", config.batch)
+    loop.update = wrap(lambda: loop.agent.update(loop.replay.sample(rows, loop.streams["sample"])), loop)
+    loop.obs, _ = loop.envs.reset(seed=[0, 1])
+    for _ in range(60):
+        loop.advance(20)
+        metrics.append({name: x.clone() for name, x in loop.metrics.items()})
+    loop.close()
+    return [p.detach().clone() for p in loop.agent.parameters()], metrics[20:]
 
-    results = []
-    for wrap in (lambda update, loop: update, captured):
-        loop = Loop(sac.Config(width=64, batch=32), "Line-v0", [0, 1], 500, 1, "cuda")
-        loop.update = wrap(lambda loop=loop: loop.agent.update(loop.replay.sample(32, loop.streams["sample"])), loop)
-        loop.obs, _ = loop.envs.reset(seed=[0, 1])
-        for _ in range(60):
-            loop.advance(20)
-        results.append([p.detach().clone() for p in loop.agent.parameters()])
-        loop.close()
-    for a, b in zip(*results, strict=True):
-        torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-4)
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("agent", [module.name for module in pkgutil.iter_modules(agents.__path__)])
+def test_captured_update_equals_eager_on_cuda(agent):
+    """Weights and the metrics of every update; LSAC across its first fits. Capturing warns of nothing."""
+    config = importlib.import_module(f"softpolicy.agents.{agent}").Config(width=64, batch=32)
+    config = dataclasses.replace(TINY_LSAC, width=64, batch=32) if agent == "lsac" else config
+    eager = forty_updates(config, "cuda", lambda update, loop: update)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", ".*capturable=True")
+        graph = forty_updates(config, "cuda", captured)
+    torch.testing.assert_close(graph, eager, atol=1e-5, rtol=1e-4)

@@ -284,16 +284,23 @@ class LSAC(nn.Module):
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """A Langevin step of every critic and, every `delay` updates, a step of policy, temperature and targets.
 
-        `batch` holds n B transitions, the real ones of each replica in turn. `prepare` comes first.
+        `batch` holds n B transitions, the real ones of each replica in turn. `prepare` comes first. The policy's
+        metrics are those of its last step; later updates overwrite them in place.
         """
         cfg = self.config
         real = Batch(*(x.unflatten(1, (cfg.replicas, cfg.batch)) for x in batch))  # [S, n, B, ...]
         rows, synthetic = self.critic_batch(real)
         info, means = self.critic_step(rows, synthetic)
         if self.phase[0] == 0 or not self.policy_info:
-            self.policy_info = self.policy_step(real.obs, means)
+            self._remember(self.policy_step(real.obs, means))
             polyak(*self.averages, cfg.tau)
         return info | self.policy_info
+
+    def _remember(self, info: dict[str, Tensor]) -> None:
+        """Keep the policy's metrics, always in the same tensors: CUDA graphs without a policy step read them there."""
+        for name, x in info.items():
+            kept = self.policy_info.setdefault(name, torch.empty_like(x, device=self.log_alpha.device))
+            kept.copy_(x)
 
     @torch.no_grad()
     def targets(self, rows: Batch) -> tuple[Tensor, Tensor]:
@@ -365,5 +372,6 @@ class LSAC(nn.Module):
 
     def set_extra_state(self, state: dict) -> None:
         """Take back what `get_extra_state` gave."""
-        self.updates, self.policy_info = state["updates"], state["policy_info"]
+        self.updates = state["updates"]
+        self._remember(state["policy_info"])
         self.synthetic.restore(state["synthetic"])
