@@ -71,7 +71,7 @@ class PlainLSAC:
         mean, raw = net(torch.cat((obs, action), -1)).unbind(-1)
         return mean, F.softplus(raw)
 
-    def refined(self, twins, obs: Tensor, action: Tensor, lr=1e-3) -> Tensor:
+    def refined(self, twins, obs: Tensor, action: Tensor, lr=3e-5) -> Tensor:
         """One step along the gradient of the smaller twin."""
         action = action.clone().requires_grad_()
         value = torch.minimum(*(self.law(q, obs, action)[0] for q in twins)).sum()

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from softpolicy import multigoal_study, report, runs, stats, studies
-from softpolicy.agents import lsac
+from softpolicy.agents import dsact, lsac, sac
 
 
 class Claim(NamedTuple):
@@ -174,8 +174,9 @@ def lsac_claims(root: Path | None = None) -> list[Claim]:
     return [
         *lsac_study_claims(recorded / "lsac-ablations"),
         *maze_claims(maze_table(recorded / "maze")),
-        *(beats("lsac", other, task, LSAC, "returns at least as much as", root)
-          for task in LSAC_TASKS for other in ("sac", "dsact")),
+        *(remark(beats("lsac", other, task, LSAC, "returns at least as much as", root),
+                 f"step sizes of the critics {lsac.Config.lr:g} and {module.Config.lr:g}")
+          for task in LSAC_TASKS for other, module in (("sac", sac), ("dsact", dsact))),
         lsac_cost_claim(runs.data_root() / "bench" / "cpu.json"),
     ]  # fmt: skip
 
@@ -187,17 +188,23 @@ def lsac_study_claims(place: Path) -> list[Claim]:
     if len(rows):
         by_label = dict(list(rows.groupby("variant")))
     found, real, at_end, over = [], "real data only", report.score_at, report.mean_return
+    rate = {k: f"{studies.config(studies.LSAC, k).lr:g}" for k in ("lsac", "sac", "dsact", "dsact-lr-1e-3")}
+    steps = f"LSAC (critics by steps of {rate['lsac']}) returns more than"
+    adam = "Adam, which is not clipped and has bias correction"
     for ours, other, score, text in (
-        ("LSAC", "Adam", at_end, "LSAC's critics by aSGLD return more than by Adam"),
-        (real, "real data, Adam", at_end, "Critics by aSGLD return more than by Adam, on real data only"),
+        ("LSAC", "Adam", at_end, f"LSAC's critics by aSGLD return more than by {adam}"),
+        (real, "real data, Adam", at_end, f"Critics by aSGLD return more than by {adam}, on real data only"),
+        (real, "real data, noise 1e-8", at_end,
+         f"Langevin noise of {lsac.Config.noise_scale:g} returns more than noise of 1e-8, on real data only"),
         ("LSAC", "1 replica", at_end, "Ten replicas return more than one"),
         (real, "real data, 1 replica", at_end, "Ten replicas return more than one, on real data only"),
-        ("LSAC", "SAC", at_end, "LSAC returns more than SAC"),
-        ("LSAC", "DSAC-T", at_end, "LSAC returns more than DSAC-T"),
+        ("LSAC", "SAC", at_end, f"{steps} SAC ({rate['sac']})"),
+        ("LSAC", "DSAC-T", at_end, f"{steps} DSAC-T with its own {rate['dsact']}"),
+        ("LSAC", "DSAC-T, step size of LSAC", at_end, f"{steps} DSAC-T with LSAC's {rate['dsact-lr-1e-3']}"),
         ("LSAC", real, over, "Synthetic data with refined actions learn faster than real data alone"),
         ("larger diffusion model", real, over, "Those of a larger diffusion model learn faster than real data alone"),
         ("LSAC", "no refinement", over, "Synthetic data learn faster with refined actions than as generated"),
-    ):
+    ):  # fmt: skip
         pair = [
             score(by_label[label], protocol["steps"]) if label in by_label else pd.Series(dtype=float)
             for label in (ours, other)
@@ -208,8 +215,9 @@ def lsac_study_claims(place: Path) -> list[Claim]:
 
 
 def maze_table(place: Path) -> pd.DataFrame:
-    """The recorded runs in mazes that `maze_study` was applied to, a row a seed: coverage at the end, and of the final
-    policy the routes and goals to which 5 % of its episodes went, and the share that reached a goal."""
+    """The recorded runs in mazes that `maze_study` was applied to, a row a seed: coverage at the end and its gain since
+    the warm-up, whose actions are uniform; and of the final policy the routes and goals to which 5 % of its episodes
+    went, and the share that reached a goal."""
     labels, table = {folder: label for folder, (label, *_) in studies.MAZE.variants.items()}, []
     for out in sorted(runs.find(place), key=lambda out: [*labels, out.name].index(out.name)):
         if not ((out / "coverage.csv").exists() and (out / "routes.csv").exists()):
@@ -219,9 +227,10 @@ def maze_table(place: Path) -> pd.DataFrame:
         for seed, rows in routes.groupby("seed"):
             share = rows["count"] / rows["count"].sum()
             taken, mine = rows[(share >= 0.05) & (rows["goal"] >= 0)], coverage[coverage["seed"] == seed]
+            end, before = mine["coverage"].iloc[-1], mine[mine["step"] <= identity["warmup"]]["coverage"].max()
             table.append(
                 {"env_id": identity["env_id"], "variant": labels.get(out.name, report.agent_name(identity["agent"])),
-                 "seed": seed, "coverage": mine["coverage"].iloc[-1], "steps": mine["step"].iloc[-1],
+                 "seed": seed, "coverage": end, "gain": end - before, "steps": mine["step"].iloc[-1],
                  "routes": len(taken), "goals": taken["goal"].nunique(), "reached": share[rows["goal"] >= 0].sum(),
                  "folder": out}
             )  # fmt: skip
@@ -231,6 +240,7 @@ def maze_table(place: Path) -> pd.DataFrame:
 def maze_claims(table: pd.DataFrame) -> list[Claim]:
     """From `maze_table`: whether LSAC's final policy takes several routes, and whether it covers more than others."""
     found = []
+    rate = {label: studies.config(studies.MAZE, k).lr for k, (label, *_) in studies.MAZE.variants.items()}
     for task in ("PointMaze", "AntMaze"):
         here = table[table["env_id"] == f"softpolicy/{task}-v0"] if len(table) else table
         score = {name: rows for name, rows in here.groupby("variant")} if len(here) else {}
@@ -246,7 +256,13 @@ def maze_claims(table: pd.DataFrame) -> list[Claim]:
         ]
         for other, column, words in pairs if task == "PointMaze" or score else ():
             both = [score[k][column] if k in score else pd.Series(dtype=float) for k in ("LSAC", other)]
-            found.append(Claim(LSAC, f"LSAC {words} {other} ({task})", *difference(*both)))
+            claim = Claim(LSAC, f"LSAC {words} {other} ({task})", *difference(*both))
+            if column == "coverage" and claim.verdict != "not run":
+                gains = " and ".join(f"{score[k]['gain'].mean():.3g}" for k in ("LSAC", other))
+                claim = remark(claim, f"gained after the uniform warm-up {gains}")
+            if rate[other] != rate["LSAC"]:
+                claim = remark(claim, f"step sizes of the critics {rate['LSAC']:g} and {rate[other]:g}")
+            found.append(claim)
     return found
 
 
@@ -328,16 +344,18 @@ def beats(
     for agent in (ours, theirs):
         rows = runs.load(*(out for out in report.main_runs(agent, size, root) if report.on_task(out, env_id)))
         scores.append(report.score_at(rows, step) if len(rows) else pd.Series(dtype=float))
-    return Claim(chapter, text, *difference(*scores))
+    return Claim(chapter, text, *difference(*scores, at_least="at least" in words))
 
 
-def difference(ours: pd.Series, theirs: pd.Series) -> tuple[str, str]:
-    """Verdict and evidence on "ours is at least theirs", from the scores of runs: "reproduced" if the 95 % bootstrap
-    interval of the difference lies above zero, "not reproduced" if below, else "undecided"."""
+def difference(ours: pd.Series, theirs: pd.Series, at_least: bool = False) -> tuple[str, str]:
+    """Verdict and evidence on "ours is more than theirs", from the scores of runs: "reproduced" if the 95 % bootstrap
+    interval of the difference lies above zero, "not reproduced" if below, else "undecided". With `at_least` on "ours
+    is at least theirs": an interval that begins at zero is enough, as of equal scores that all runs share."""
     if len(ours) == 0 or len(theirs) == 0:
         return "not run", "no run recorded"
     low, high = stats.bootstrap_difference(ours, theirs)
-    word = "reproduced" if low >= 0 else "not reproduced" if high <= 0 else "undecided"
+    above = low >= 0 if at_least else low > 0
+    word = "reproduced" if above else "not reproduced" if high < 0 else "undecided"
     both = " and ".join(f"{s.mean():.4g} (n = {len(s)})" for s in (ours, theirs))
     return word, f"{both}; difference [{low:.3g}, {high:.3g}]"
 

@@ -47,8 +47,9 @@ class EDM:
     s_noise: float = setting(1.003, "factor of the noise put back; released code")
 
     def __post_init__(self):
-        require(self, sigma_min=(1e-12, self.sigma_max), sigma_data=(1e-12, 1e12), rho=(1e-3, 1e3), p_std=(0, 1e3))
-        require(self, s_churn=(0, math.inf))
+        require(self, sigma_max=(1e-12, 1e12), sigma_min=(1e-12, self.sigma_max), sigma_data=(1e-12, 1e12))
+        require(self, rho=(1e-3, 1e3), p_mean=(-1e3, 1e3), p_std=(0, 1e3), s_noise=(0, 1e3))
+        require(self, **dict.fromkeys(("s_churn", "s_tmin", "s_tmax"), (0, math.inf)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -246,7 +247,12 @@ def fit(rows: Tensor, streams, config: Training, edm: EDM, keep=()) -> Model:
 
 
 def generate(model: Model, n: int, streams, steps: int = 128, chunk: int = 1024) -> Tensor:
-    """n new rows a seed, `[S, n, D]`, in the units of the rows of `fit`; `chunk` at a time, to bound memory."""
+    """n new rows a seed, `[S, n, D]`, in the units of the rows of `fit`; `chunk` at a time, to bound memory.
+
+    ValueError for n below 1.
+    """
+    if n < 1:
+        raise ValueError(f"the number of rows to generate must be at least 1, got {n}")
     denoiser, n_dims = partial(denoise, model.net, edm=model.edm), model.normaliser.mean.shape[-1]
     sizes = [min(chunk, n - done) for done in range(0, n, chunk)]
     parts = [sample(denoiser, rng.normals(streams, size, n_dims), model.edm, steps) for size in sizes]

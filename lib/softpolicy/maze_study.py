@@ -97,7 +97,9 @@ def tally(source: str, seed: int, ended: list[tuple]) -> list[dict]:
 
 
 def study(folder, episodes: int = 100) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Write and return both tables of a run, with `episodes` of the final policy a seed."""
+    """Write and return both tables of a run, with `episodes` of the final policy a seed, at least one."""
+    if episodes < 1:
+        raise ValueError(f"the number of episodes must be at least 1, got {episodes}")
     found = runs.manifest(folder)
     identity, folder = found["identity"], Path(folder)
     env_id, seeds, n_envs, every = (identity[k] for k in ("env_id", "seeds", "n_envs", "eval_every"))
@@ -137,7 +139,7 @@ def main() -> None:
     for folder in args.folders:
         try:
             coverage, routes = study(folder, args.episodes)
-        except runs.RunError as e:
+        except (ValueError, runs.RunError) as e:
             sys.exit(f"error: {e}")
         reached = routes[(routes["count"] > 0) & (routes["goal"] >= 0) & (routes["source"] == "policy")]
         last = coverage[coverage["step"] == coverage["step"].max()]["coverage"].mean()

@@ -185,7 +185,7 @@ class GaussianCritic(nn.Module):
         x = torch.cat((obs, action), -1).repeat_interleave(2, 0)  # [2 S, B, O+A]
         for k, layer in enumerate(self.body.layers):
             w, b = (p.detach()[seeds, replica].flatten(0, 1) for p in (layer.weight, layer.bias))
-            x = torch.baddbmm(b, self.body.activation(x) if k else x, w)
+            x = affine(self.body.activation(x) if k else x, w, b)
         return x[..., 0].view(-1, 2, x.shape[1])
 
 

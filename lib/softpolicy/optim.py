@@ -89,7 +89,9 @@ class AdaptiveLangevin(torch.optim.Optimizer):
                Drift and noise are scaled alike, so noise is not lost where gradients are small
 
     Warns if the noise of a step is less than half the spacing of floats at the median weight: most of it would be
-    rounded away. Raises ValueError for settings outside their range and for a number of streams that is not S.
+    rounded away. With `preconditioned` its size depends on gradients: it is looked at in the first step, and on a CPU
+    only, since a GPU would have to be waited for. Raises ValueError for settings outside their range, without
+    parameters, for a number of streams that is not S, and in a step for a parameter without gradient.
     """
 
     def __init__(
@@ -102,15 +104,12 @@ class AdaptiveLangevin(torch.optim.Optimizer):
                 f" got {lr}, {bias}, {noise}, {clip}, {eps} and {betas}"
             )
         params = list(params)
+        if not params:
+            raise ValueError("AdaptiveLangevin got no parameter to move; give at least one tensor")
         if any(len(p) != len(streams) for p in params):
             raise ValueError(f"give one stream a seed: {len(streams)} for tensors of {[len(p) for p in params]} seeds")
-        step = noise * math.sqrt(2 * lr)
-        if 0 < step < 0.5 * _spacing(params) and not preconditioned:
-            warnings.warn(
-                f"Langevin noise of {noise:g} moves a weight by {step:.1e} a step, less than half"
-                " the spacing of floats at the median weight: most of it is rounded away; give a larger noise",
-                stacklevel=2,
-            )
+        if not preconditioned:
+            _warn_if_lost(noise, noise * math.sqrt(2 * lr), params)
         lr = torch.tensor(lr, dtype=params[0].dtype, device=params[0].device)  # a CUDA graph reads it at each replay
         defaults = dict(lr=lr, bias=bias, noise=noise, betas=betas, eps=eps, clip=clip, inside=inside, lead=lead)
         super().__init__(params, defaults | {"preconditioned": preconditioned})
@@ -123,19 +122,26 @@ class AdaptiveLangevin(torch.optim.Optimizer):
         (group,) = self.param_groups
         params, lead = group["params"], group["lead"]
         grads = [p.grad for p in params]
+        if any(g is None for g in grads):
+            missing = sum(g is None for g in grads)
+            raise ValueError(f"{missing} of {len(grads)} parameters have no gradient; give every one before a step")
         if group["clip"]:
             grads = clipped(grads, lead, group["clip"])
+        if group["preconditioned"] and not self.state and not params[0].is_cuda:
+            size = torch.cat([g.flatten() for g in grads]).abs().median().item() + group["eps"]  # of 1 / G, this once
+            _warn_if_lost(group["noise"], group["noise"] * math.sqrt(2 * group["lr"].item() / size), params)
         for p, g in zip(params, grads, strict=True):
             self._move(p, g, group)
 
     def _move(self, p: Tensor, g: Tensor, group: dict) -> None:
         state, (b1, b2), eps, lr = self.state[p], group["betas"], group["eps"], group["lr"]
         if not state:
-            state.update(m=torch.zeros_like(p), v=torch.zeros_like(p), seen=torch.zeros_like(lr))
+            state["v"] = torch.zeros_like(p)
+            state |= {"seen": torch.zeros_like(lr)} if group["preconditioned"] else {"m": torch.zeros_like(p)}
         v = state["v"].mul_(b2).addcmul_(g, g, value=1 - b2)
-        seen = state["seen"].mul_(b2).add_(1 - b2)  # 1 - b2^t: the same average, of ones
         xi = rng.normal(self.streams, *p.shape[1:], dtype=p.dtype) if group["noise"] else None
         if group["preconditioned"]:
+            seen = state["seen"].mul_(b2).add_(1 - b2)  # 1 - b2^t: the same average, of ones
             stiffness = (v / seen).sqrt_().add_(eps).div_(lr)  # 1 / (lr G)
             p.addcdiv_(g, stiffness, value=-1)
             if xi is not None:
@@ -143,9 +149,20 @@ class AdaptiveLangevin(torch.optim.Optimizer):
         else:
             m = state["m"].lerp_(g, 1 - b1)
             root = (v + eps).sqrt_() if group["inside"] else v.sqrt().add_(eps)
-            p.addcmul_(g, lr, value=-1).addcdiv_(m, root.div_(lr), value=-group["bias"])
+            drift = torch.addcdiv(g, m, root, value=group["bias"], out=root)  # g + bias zeta
+            p.addcmul_(drift, lr, value=-1)
             if xi is not None:
                 p.addcmul_(xi, (2 * lr).sqrt(), value=group["noise"])
+
+
+def _warn_if_lost(noise: float, step: float, params: list[Tensor]) -> None:
+    """Warn if a step of the noise, of standard deviation `step`, is lost to rounding."""
+    if 0 < step < 0.5 * _spacing(params):
+        warnings.warn(
+            f"Langevin noise of {noise:g} moves a weight by {step:.1e} a step, less than half"
+            " the spacing of floats at the median weight: most of it is rounded away; give a larger noise",
+            stacklevel=3,
+        )
 
 
 def _spacing(params: list[Tensor]) -> float:

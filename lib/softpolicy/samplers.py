@@ -185,11 +185,13 @@ def underdamped(
     with c = exp(-friction h): one new score a step. On a Gaussian the positions have exactly the right variance at
     every stable step (h times the largest frequency below 2). With friction 0 it is the leapfrog; with infinite
     friction it is Langevin dynamics of step h^2, each noise spread over two steps. x and v are `[..., d]`; with
-    `trajectory` all positions `[1 + n_steps, ..., d]` come back. ValueError for a step that is not positive, or
-    negative friction.
+    `trajectory` all positions `[1 + n_steps, ..., d]` come back. ValueError for a step that is not positive and finite,
+    for negative friction, or for velocities of another shape than the positions.
     """
-    if not step > 0 or not friction >= 0 or n_steps < 1:
+    if not 0 < step < math.inf or not friction >= 0 or n_steps < 1:
         raise ValueError(f"step and n_steps must be positive, friction not negative; got {step}, {n_steps}, {friction}")
+    if v.shape != x.shape:
+        raise ValueError(f"each position needs a velocity: shape {tuple(x.shape)}, got {tuple(v.shape)}")
     c, path, noise = math.exp(-friction * step), [x], iter(noise)
     gradient = score(x)
     for _ in range(n_steps):

@@ -19,9 +19,12 @@ def setting(default, doc: str):
 
 
 def require(config, **accepted: tuple[float, float]) -> None:
-    """ValueError naming the first setting of `config` outside its closed range `(low, high)`, or with a fraction where
-    it counts something."""
+    """ValueError naming the first setting of `config` outside its closed range `(low, high)`, with a fraction where it
+    counts something, or, of all its switches, neither True nor False (the text "off" would count as true)."""
     kinds = {f.name: f.type for f in dataclasses.fields(config)}
+    for name, kind in kinds.items():
+        if kind in ("bool", bool) and not isinstance(getattr(config, name), bool):
+            raise ValueError(f"{config.name}.{name} must be True or False, got {getattr(config, name)!r}")
     for name, (low, high) in accepted.items():
         value = getattr(config, name)
         if kinds[name] in ("int", int) and not isinstance(value, numbers.Integral):

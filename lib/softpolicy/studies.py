@@ -93,14 +93,18 @@ MULTIGOAL = {
 
 # LSAC's parts and its authors' code, one departure at a time (chapter *Langevin soft actor-critic*). For the 5,000
 # updates of this protocol the policy starts nearly greedy, policy and targets move faster and fits come more often. So
-# small a diffusion model holds every agent back, so what concerns the critics alone is compared on real data.
-SYNTHETIC = dict(refit_every=1_000, n_synth=1_000, diffusion_width=64, diffusion_blocks=3, diffusion_steps=500)
+# small a diffusion model holds every agent back, so what concerns the critics alone is compared on real data. A
+# synthetic row is drawn 320 times between two fits, so it is moved by steps of 1e-4 (0.03 at a gradient of 1). Runs
+# made before that was counted have steps of 1e-3: LONG, without effect where nothing is refined by ascent.
+MODEL = dict(diffusion_width=64, diffusion_blocks=3, diffusion_steps=500)
+SYNTHETIC = MODEL | dict(refit_every=1_000, n_synth=1_000, refine_lr=1e-4)
+LONG = SYNTHETIC | dict(refine_lr=1e-3)
 LARGE = dict(diffusion_width=256, diffusion_blocks=6, diffusion_steps=3_000)
 REAL = dict(mix=0.0, diffusion=False, refine="off")
 LSAC = Study(
     protocol=dict(env_id="InvertedPendulum-v5", seeds=[0, 1, 2, 3, 4], steps=6_000, warmup=1_000, eval_every=500,
                   eval_episodes=5, checkpoint_every=100_000),
-    common=dict(width=64, batch=64, tau=0.02, init_log_alpha=-3.0, policy_lr=1e-3),
+    common=dict(width=64, batch=64, tau=0.02, init_log_alpha=-3.0, policy_lr=1e-3, refine_lr=1e-3),
     variants={
         "lsac": ("LSAC", "lsac", SYNTHETIC),
         "sac": ("SAC", "sac", dict(init_alpha=0.05, lr=1e-3)),
@@ -109,17 +113,20 @@ LSAC = Study(
         "adam": ("Adam", "lsac", SYNTHETIC | dict(optimizer="adam")),
         "replicas-1": ("1 replica", "lsac", SYNTHETIC | dict(replicas=1)),
         "large-diffusion": ("larger diffusion model", "lsac", SYNTHETIC | LARGE),
-        "refine-off": ("no refinement", "lsac", SYNTHETIC | dict(refine="off")),
+        "refine-off": ("no refinement", "lsac", LONG | dict(refine="off")),
         "refine-small": ("refined by steps of 1e-5", "lsac", SYNTHETIC | dict(refine_lr=1e-5)),
+        "refine-large": ("refined by steps of 1e-3", "lsac", LONG),
+        "refine-large-adam": ("refined by steps of 1e-3, Adam", "lsac", LONG | dict(optimizer="adam")),
+        "refine-large-replicas-1": ("refined by steps of 1e-3, 1 replica", "lsac", LONG | dict(replicas=1)),
         "refine-adam": ("refined by one step of Adam", "lsac", SYNTHETIC | dict(refine="adam")),
         "refine-dipo": ("refined by 20 steps of Adam", "lsac", SYNTHETIC | dict(refine="dipo")),
-        "refine-real": ("refinement of real data only", "lsac", dict(diffusion=False)),
+        "refine-real": ("refinement of real data only", "lsac", dict(diffusion=False, refine_lr=1e-4)),
         "mix-25": ("a quarter synthetic", "lsac", SYNTHETIC | dict(mix=0.25)),
         "mix-75": ("three quarters synthetic", "lsac", SYNTHETIC | dict(mix=0.75)),
         "no-writeback": ("refined actions not stored", "lsac", SYNTHETIC | dict(writeback=False)),
         "few-synthetic": ("copies, 16 rows a fit", "lsac", SYNTHETIC | dict(copies=True, n_synth=16)),
         "leak": ("leaked gradient", "lsac", SYNTHETIC | dict(refine="adam", leak=True)),
-        "release": ("all as released", "lsac", SYNTHETIC | lsac.RELEASE | dict(n_synth=16)),
+        "release": ("all as released", "lsac", LONG | lsac.RELEASE | dict(n_synth=16)),
         # the critics by themselves
         "mix-0": ("real data only", "lsac", REAL),
         "real-adam": ("real data, Adam", "lsac", REAL | dict(optimizer="adam")),
@@ -133,7 +140,7 @@ LSAC = Study(
         "real-lr-3e-4": ("real data, step size 3e-4", "lsac", REAL | dict(lr=3e-4)),
         "real-lr-1e-2": ("real data, step size 1e-2", "lsac", REAL | dict(lr=1e-2)),
         "real-sigma": ("real data, standard deviation not trained", "lsac", REAL | dict(sigma_grad=False)),
-        "real-code-exp": ("real data, replica picked by the code", "lsac", REAL | dict(select="code_exp")),
+        "real-code-exp": ("real data, replica picked by the code: argmax here", "lsac", REAL | dict(select="code_exp")),
         "real-argmax": ("real data, replica of largest value", "lsac", REAL | dict(select="argmax_safe")),
         "real-l2-norm": ("real data, pull of every tensor", "lsac", REAL | dict(l2_norm=1e-4)),
         "real-share-b": ("real data, shared boundary", "lsac", REAL | dict(share_b=True)),
@@ -142,11 +149,11 @@ LSAC = Study(
 
 # Exploration of the point maze: a reward of 1 at four goals, so temperatures start low; environments are stepped
 # five at a time. `python -m softpolicy.maze_study` then says what each run explored.
-ROUTES = SYNTHETIC | dict(refit_every=2_000, n_synth=2_000, init_log_alpha=-7.0)
+ROUTES = MODEL | dict(refit_every=2_000, n_synth=2_000, init_log_alpha=-7.0)
 MAZE = Study(
     protocol=dict(env_id="softpolicy/PointMaze-v0", seeds=[0, 1, 2, 3, 4], steps=100_000, n_envs=5, warmup=5_000,
                   eval_every=2_500, eval_episodes=10, checkpoint_every=50_000),
-    common=dict(width=64, batch=64),
+    common=dict(width=64, batch=64, refine_lr=1e-3),
     variants={
         "sac": ("SAC", "sac", dict(init_alpha=1e-3)),
         "greedy": ("SAC without entropy", "sac", dict(init_alpha=1e-6, learn_alpha=False)),

@@ -1,5 +1,6 @@
 """Training diffusion models: against a plain loop of one seed, and what training leads to."""
 
+import dataclasses
 import math
 
 import pytest
@@ -121,6 +122,11 @@ def test_impossible_settings_are_refused():
     for make in (lambda: Training(steps=0), lambda: Training(clip=0), lambda: EDM(sigma_min=90), lambda: EDM(p_std=-1)):
         with pytest.raises(ValueError, match="must lie in"):
             make()
+    for name in (f.name for f in dataclasses.fields(EDM)):
+        with pytest.raises(ValueError, match="must lie in"):
+            EDM(**{name: math.nan})
+    with pytest.raises(ValueError, match="rows to generate must be at least 1, got 0"):
+        diffusion.generate(None, 0, streams(0))
 
 
 @settings(max_examples=15, deadline=None)

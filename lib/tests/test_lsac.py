@@ -26,11 +26,11 @@ def rows_of(seeds, n, size, n_obs=5, n_act=2, dtype=torch.float32):
 
 @pytest.mark.parametrize(
     ("n_obs", "n_act", "critic", "actor"),
-    [(11, 3, 135_938, 136_198), (8, 2, 134_914, 134_916), (17, 6, 138_242, 139_276), (348, 17, 232_962, None)],
-)
+    [(11, 3, 135_938, 136_198), (8, 2, 134_914, 134_916), (17, 6, 138_242, 139_276), (111, 8, 162_818, 164_368),
+     (376, 17, 232_962, 236_834)],
+)  # fmt: skip
 def test_sizes_of_the_networks_are_those_of_the_released_code(n_obs, n_act, critic, actor):
-    if n_obs == 348:
-        n_obs, actor = 376, 236_834  # Humanoid-v3
+    """1: Hopper, Swimmer, HalfCheetah and Walker2d, Ant, Humanoid, in version 3 of the tasks."""
     built = lsac.Config(replicas=1).build(n_obs, n_act, [0])
     count = lambda net: sum(p.numel() for p in net.parameters())  # noqa: E731
     assert count(built.critic) == count(built.target) == 2 * critic
@@ -121,6 +121,20 @@ def test_shared_boundary_is_moved_by_each_replica_in_turn():
         torch.testing.assert_close(got[:, i], now)
 
 
+@pytest.mark.parametrize("share", [True, False])
+def test_a_diverged_replica_moves_no_boundary(share):
+    """Its own stays, and with a shared one those of the replicas after it go on as if it were not there."""
+    means, start = torch.rand(1, 4, 2) + 0.1, torch.full((1, 4, 2), 2.0)
+    others = [0, 2, 3]
+    kept = lsac.running_std(start[:, others], means[:, others], 0.1, share)
+    for bad in (math.nan, math.inf):
+        means[:, 1] = bad
+        got = lsac.running_std(start, means, 0.1, share)
+        assert got.isfinite().all() and torch.equal(got[:, others], kept)
+    unset = lsac.running_std(-start, means, 0.1, share)
+    assert (unset[:, 2:] > 0).all()
+
+
 def test_pick_is_uniform_over_the_replicas_that_are_finite():
     """13: 10,000 draws among ten give 1,000 +- 120 each, and none to a replica that diverged."""
     coin = torch.rand(10_000, 10, generator=torch.Generator().manual_seed(0))
@@ -152,6 +166,13 @@ def test_mean_of_one_replica_is_its_slice():
     torch.testing.assert_close(got, torch.stack([everyone[0, 2], everyone[1, 0]]))
     slope, exact = (torch.autograd.grad(x.sum(), action)[0] for x in (got, everyone[[0, 1], replica]))
     torch.testing.assert_close(slope, exact)
+
+
+def test_standard_deviation_of_the_policy_is_bounded():
+    """15: the log is cut at 0.5, so it is never above 1.6487."""
+    built = agent()
+    std = built.actor(1e3 * torch.randn(1, 500, 5))[1].exp()
+    assert 1.6487 < std.max() < 1.64873
 
 
 def test_temperature_rises_while_entropy_is_below_its_target():
@@ -227,8 +248,20 @@ def test_dsact_is_one_replica_with_adam_and_nothing_synthetic():
         (dict(optimizer="sgd"), "optimizer must be asgld or sgld or psgld or adam"),
         (dict(mix=1.5), "mix must lie in"),
         (dict(leak=True), "give refine adam"),
+        (dict(diffusion="off"), "diffusion must be True or False, got 'off'"),
+        (dict(writeback=1), "writeback must be True or False, got 1"),
+        (dict(n_synth=11, synthetic_capacity=10), "n_synth must be at most synthetic_capacity, got 11 and 10"),
+        (dict(mix=0.1, batch=4), "mix 0.1 is no row of a batch of 4"),
+        (dict(init_log_alpha=math.nan), "init_log_alpha must lie in"),
+        (dict(target_entropy=-math.inf), "target_entropy must lie in"),
     ],
 )
 def test_bad_settings_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         lsac.Config(**changes)
+
+
+@pytest.mark.parametrize("name", ["init_log_alpha", "target_entropy", "xi"])
+def test_numbers_of_dsact_are_finite(name):
+    with pytest.raises(ValueError, match=f"{name} must lie in"):
+        dsact.Config(**{name: math.nan})

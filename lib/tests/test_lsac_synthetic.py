@@ -2,15 +2,19 @@
 
 import contextlib
 import copy
+import math
 
 import numpy as np
 import pytest
 import torch
 from agent_checks import random_batches
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from softpolicy import agents
+from softpolicy import agents, nets
 from softpolicy import streams as rng
 from softpolicy.agents import lsac
+from softpolicy.optim import AdaptiveLangevin, follow
 from softpolicy.replay import Batch, Replay
 from softpolicy.train import train
 
@@ -26,9 +30,9 @@ def replay_of(seeds, rows=40):
 
 
 def agent(seeds=(0,), **changes):
-    settings = dict(width=16, batch=8, replicas=3, diffusion_width=8, diffusion_blocks=1, diffusion_steps=4)
-    settings |= dict(refit_every=1, n_synth=30, sampler_steps=4, synthetic_capacity=200) | changes
-    return lsac.Config(**settings).build(N_OBS, N_ACT, list(seeds))
+    given_ = dict(width=16, batch=8, replicas=3, diffusion_width=8, diffusion_blocks=1, diffusion_steps=4)
+    given_ |= dict(refit_every=1, n_synth=30, sampler_steps=4, synthetic_capacity=200) | changes
+    return lsac.Config(**given_).build(N_OBS, N_ACT, list(seeds))
 
 
 def steps(built, replay, count, seeds=(0,)):
@@ -69,6 +73,24 @@ def test_released_step_is_a_sign():
     clear = (direction.abs() > 2e-3) & (action.abs() < 0.99)
     torch.testing.assert_close((moved - action)[clear], 3e-4 * direction[clear].sign(), rtol=0.01, atol=1e-7)
     assert clear.any() and moved.abs().max() <= 1
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    n=st.integers(1, 12),
+    coins=st.lists(st.sampled_from([0.0, 1 - 2**-24]) | st.floats(0, 1, exclude_max=True, width=32), min_size=2,
+                   max_size=2),
+)  # fmt: skip
+def test_new_actions_are_moved_by_a_replica_that_exists(n, coins):
+    """13: the replica is n times the coin, rounded down, in 0..n-1; the code's could be n."""
+    built, coin = agent((0, 1), width=4, replicas=n, refine_lr=1.0), torch.tensor(coins)
+    obs, action = torch.randn(2, 5, N_OBS), torch.rand(2, 5, N_ACT) - 0.5
+    moved = built.improve(obs, action, coin)
+    by_all = lsac.ascend(built.critic, *(x[:, None].expand(-1, n, -1, -1) for x in (obs, action)), "ascent", 1.0)
+    for s in range(2):
+        replica = math.floor(float(coin[s]) * n)
+        assert 0 <= replica < n
+        torch.testing.assert_close(moved[s], by_all[s, replica])
 
 
 def test_dipo_moves_furthest_and_all_stay_in_the_box():
@@ -156,6 +178,69 @@ def test_leak_adds_the_gradient_of_the_summed_value():
         grads[True], grads[False], torch.autograd.grad(value, list(fresh.critic.parameters())), strict=True
     ):
         torch.testing.assert_close(with_ - without, -extra, rtol=1e-3, atol=1e-4)
+
+
+def network_lengths(grads):
+    """The length of each network's gradient, `[S, n, 2]`."""
+    return torch.cat([g.flatten(3) for g in grads], -1).norm(dim=-1)
+
+
+def test_leaked_gradient_is_hundreds_of_times_that_of_the_loss():
+    """10: of a pair of fresh networks at batch 256, with targets of the size of a reward (at the temperature e, with
+    which training starts, targets are larger and the ratio is tens)."""
+    n_obs, n_act, n = 11, 3, 3
+    built = lsac.Config(replicas=n, mix=0.0, init_log_alpha=-20.0).build(n_obs, n_act, [0])
+    rows = random_batches([0], 1, n * built.config.batch, n_obs, n_act)[0]
+    rows = Batch(*(x.unflatten(1, (n, -1)) for x in rows))
+    (mean, std), params = built.critic(rows.obs, rows.action), list(built.critic.parameters())
+    loss = lsac.return_loss(mean, std, *built.targets(rows), std.detach().mean(-1), 3.0).sum()
+    leak = -mean.amin(2).sum()
+    sizes = [network_lengths(torch.autograd.grad(x, params, retain_graph=True)).norm(dim=2) for x in (leak, loss)]
+    ratio = sizes[0] / sizes[1]
+    assert 100 < ratio.min() and ratio.max() < 2000
+
+
+@pytest.mark.parametrize(("b", "offset"), [(0.7, 32.0), (0.2, 32.0 * 0.59 / 0.14), (5.0, 32.0 * 0.59 / 25.1)])
+def test_leak_raises_a_twin_by_half_the_batch_over_its_weight(b, offset):
+    """18: (B / 2) (sigma^2 + 0.1) / (b^2 + 0.1) above the target, sigma 0.7 and B 64: B / 2 where b is sigma."""
+    mean, std, y = torch.zeros(1, 1, 2, 1), torch.full((1, 1, 2, 64), 0.7), torch.full((1, 1, 64), 3.0)
+    for _ in range(3_000):
+        m = mean.requires_grad_()
+        loss = lsac.return_loss(m.expand(std.shape), std, y, y, torch.full((1, 1, 2), b), 3.0).sum()
+        leak = m.expand(std.shape).amin(2).sum()
+        mean = (mean - 0.02 * torch.autograd.grad(loss - leak, mean)[0]).detach()
+    torch.testing.assert_close(mean - 3.0, torch.full_like(mean, offset), rtol=0.02, atol=0.01)
+
+
+def test_leak_offset_of_a_regression():
+    """18: twins learning y = 10 sin(s + a) by aSGLD end B / 2 too high with the leak, and right without."""
+    error = {}
+    for leak in (False, True):
+        g, critic = rng.generators([0], "leak"), nets.GaussianCritic(3, 1, (64,) * 3, rng.generators([0], "c"))
+        params, batch = list(critic.parameters()), 32
+        opt = AdaptiveLangevin(params, rng.generators([0], "none"), lead=3, noise=0.0)
+        for step in range(301):
+            size = batch if step < 300 else 2_000
+            obs, action = rng.normal(g, 1, size, 3), 2 * rng.uniform(g, 1, size, 1) - 1
+            mean, y = critic(obs, action)[0], 10 * torch.sin(obs[..., :1] + action)[:, :, None, :, 0]
+            if step < 300:
+                loss = 0.5 * (mean - y).square().mean(-1).sum() - leak * mean.amin(2).sum()
+                follow(opt, torch.autograd.grad(loss, params))
+        error[leak] = (mean - y).detach().mean()
+    assert abs(error[False]) < 0.2 and abs(error[True] - 16) < 1.6
+
+
+def test_share_at_the_edge_is_of_the_stored_actions():
+    """Every update has the metric, 0 before the first fit; then it is of the rows drawn, as they were stored."""
+    built = agent(refit_every=2, refine="off")
+    first = steps(built, replay_of([0]), 1)
+    assert first["synthetic_edge"] == 0
+    steps(built, replay_of([0]), 1)
+    built.synthetic.follow = lambda *_: None  # no new rows: all stored ones have one coordinate of two at the edge
+    built.synthetic.data.rows[..., N_OBS], built.synthetic.data.rows[..., N_OBS + 1] = -1.0, 0.3
+    for _ in range(2):
+        info = steps(built, replay_of([0]), 1)
+        assert info["synthetic_edge"] == 0.5 and info.keys() == first.keys()
 
 
 def test_pull_is_a_unit_vector_for_each_network_and_tensor():

@@ -269,6 +269,8 @@ def test_other_runs_are_refused_in_a_sentence(tmp_path):
         maze_study.study(tmp_path)
     with pytest.raises(runs.RunError, match="not a manifest"):
         maze_study.study(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match="episodes must be at least 1, got 0"):
+        maze_study.study(tmp_path, episodes=0)
 
 
 def test_rollouts_depend_on_their_seed_alone_and_start_apart():

@@ -206,6 +206,18 @@ def test_noise_below_the_resolution_of_weights_is_reported():
         AdaptiveLangevin([p.detach().double() for p in critic()], streams(), noise=1e-8)
 
 
+@pytest.mark.parametrize(("noise", "size", "lost"), [(1e-8, 1.0, True), (1e-8, 1e-6, False), (1e-2, 1.0, False)])
+def test_preconditioned_noise_is_looked_at_in_the_first_step(noise, size, lost):
+    """Its size is noise sqrt(2 lr / |g|): it is lost to rounding where gradients are large. Later steps say nothing."""
+    net = critic()
+    opt = AdaptiveLangevin(net, streams(), noise=noise, clip=0, preconditioned=True)
+    for k in range(2):
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            optim.follow(opt, [torch.full_like(p, size) for p in net])
+        assert ["rounded away" in str(w.message) for w in said] == [True] * (lost and k == 0)
+
+
 # --- helpers and errors
 
 
@@ -233,6 +245,17 @@ def test_follow_descend_set_rate_and_polyak():
 def test_impossible_settings_are_refused(wrong):
     with pytest.raises(ValueError, match="not negative, eps positive and betas in"):
         AdaptiveLangevin([parameter(1, 1)], streams(), **wrong)
+
+
+def test_a_step_needs_parameters_and_their_gradients():
+    with pytest.raises(ValueError, match="no parameter to move; give at least one"):
+        AdaptiveLangevin([], streams())
+    p, q = parameter(1, 2), parameter(1, 3)
+    opt = AdaptiveLangevin([p, q], streams())
+    p.grad = torch.ones_like(p)
+    with pytest.raises(ValueError, match="1 of 2 parameters have no gradient"):
+        opt.step()
+    assert not p.any()
 
 
 def test_each_seed_needs_its_stream():

@@ -42,7 +42,7 @@ def test_sgld_on_a_quadratic(eta, clip, steps):
         exact = second / mass
         assert exact == pytest.approx(4.2, abs=0.05)
     x = chain(zeros(1, 20_000, 1), lambda x: x, steps, lr=eta, bias=0.0, noise=1.0, clip=clip)
-    assert x.var().item() == pytest.approx(exact, rel=0.05)
+    assert x.var().item() == pytest.approx(exact, abs=0.2 if clip else 0.03)
 
 
 H = torch.tensor([[2.0, 1.2], [1.2, 1.5]], dtype=torch.float64)

@@ -96,6 +96,24 @@ def write_pair(root, ours, theirs, **identity):
 
 
 @pytest.mark.parametrize(
+    ("ours", "theirs", "more", "at_least"),
+    [([2, 3], [1, 1], "reproduced", "reproduced"), ([5, 5], [5, 5], "undecided", "reproduced"),
+     ([1, 1], [1, 2], "undecided", "undecided"), ([1, 1], [2, 3], "not reproduced", "not reproduced")],
+)  # fmt: skip
+def test_more_is_strict_and_at_least_is_not(ours, theirs, more, at_least):
+    scores = pd.Series(ours, dtype=float), pd.Series(theirs, dtype=float)
+    assert claims.difference(*scores)[0] == more and claims.difference(*scores, at_least=True)[0] == at_least
+
+
+@pytest.mark.parametrize(
+    ("words", "word"), [("returns more than", "undecided"), ("returns at least as much as", "reproduced")]
+)
+def test_the_wording_of_a_claim_decides_what_equal_returns_mean(tmp_path, words, word):
+    write_pair(tmp_path, [5, 5, 5], [5, 5, 5])
+    assert claims.beats("nclql", "sac", "Hopper-v5", "here", words, tmp_path).verdict == word
+
+
+@pytest.mark.parametrize(
     ("ours", "theirs", "word"),
     [([9, 10, 11], [1, 2, 3], "reproduced"), ([1, 2, 3], [9, 10, 11], "not reproduced"),
      ([1, 5, 9], [2, 5, 8], "undecided")],
@@ -148,10 +166,20 @@ def study_rows(**returns):
 def test_claims_on_the_parts_of_lsac_follow_the_study(monkeypatch, tmp_path, other, word):
     returns = {"LSAC": -4.0} | ({} if other is None else {"Adam": other, "real_data_only": other})
     monkeypatch.setattr(studies, "load", lambda *_: study_rows(**returns))
-    found = {c.claim.split(" (")[0]: c.verdict for c in claims.lsac_study_claims(tmp_path)}
-    assert found["LSAC's critics by aSGLD return more than by Adam"] == word
+    found = {c.claim.split(" (Inv")[0]: c.verdict for c in claims.lsac_study_claims(tmp_path)}
+    adam = "Adam, which is not clipped and has bias correction"
+    assert found[f"LSAC's critics by aSGLD return more than by {adam}"] == word
     assert found["Synthetic data with refined actions learn faster than real data alone"] == word
     assert found["Ten replicas return more than one"] == "not run"
+
+
+def test_lsac_is_compared_with_dsact_at_both_step_sizes(monkeypatch, tmp_path):
+    """Ahead of DSAC-T with its own small steps and behind it with equal ones: both are said."""
+    returns = {"LSAC": 5.0, "DSAC-T": 1.0, "DSAC-T,_step_size_of_LSAC": 9.0}
+    monkeypatch.setattr(studies, "load", lambda *_: study_rows(**returns))
+    found = {c.claim.split(" (Inv")[0]: c.verdict for c in claims.lsac_study_claims(tmp_path)}
+    assert found["LSAC (critics by steps of 0.001) returns more than DSAC-T with its own 0.0001"] == "reproduced"
+    assert found["LSAC (critics by steps of 0.001) returns more than DSAC-T with LSAC's 0.001"] == "not reproduced"
 
 
 def test_mean_return_is_over_training_and_leaves_out_who_stopped():
@@ -163,7 +191,7 @@ def write_maze(root, agent, coverage, counts):
     """A run in the maze of two seeds, with the episodes of its final policy along routes NE, NW, EN and none."""
     out = root / agent
     out.mkdir(parents=True)
-    identity = {"agent": agent.replace("adam", "lsac"), "env_id": "softpolicy/PointMaze-v0"}
+    identity = {"agent": agent.replace("adam", "lsac"), "env_id": "softpolicy/PointMaze-v0", "warmup": 10}
     (out / "manifest.json").write_text(json.dumps({"format": runs.FORMAT, "identity": identity}))
     curve = [{"step": t, "seed": s, "coverage": c * t / 20} for s, c in enumerate(coverage) for t in (10, 20)]
     pd.DataFrame(curve).to_csv(out / "coverage.csv", index=False)
@@ -181,6 +209,7 @@ def test_a_route_counts_if_a_twentieth_of_the_episodes_take_it(tmp_path):
     write_maze(tmp_path, "lsac", [0.5, 0.7], [50, 4, 6, 40])
     table = claims.maze_table(tmp_path)
     assert table["variant"].tolist() == ["LSAC"] * 2 and table["coverage"].tolist() == [0.5, 0.7]
+    assert table["gain"].tolist() == pytest.approx([0.25, 0.35])  # since step 10, the end of the warm-up
     assert table["routes"].tolist() == [2, 2] and table["goals"].tolist() == [1, 1]
     assert table["reached"].tolist() == pytest.approx([0.6, 0.6])
 
@@ -194,12 +223,18 @@ def test_maze_claims_follow_routes_and_coverage(tmp_path, ours, theirs, word):
     write_maze(tmp_path, "lsac", high, ours)
     write_maze(tmp_path, "sac", [0.5, 0.5], theirs)
     write_maze(tmp_path, "adam", [0.5, 0.5], theirs)
-    found = {c.claim: c.verdict for c in claims.maze_claims(claims.maze_table(tmp_path))}
+    write_maze(tmp_path, "dsact", [0.5, 0.5], theirs)
+    all_ = {c.claim: c for c in claims.maze_claims(claims.maze_table(tmp_path))}
+    assert all_["LSAC visits more of the maze than DSAC-T (PointMaze)"].evidence.endswith(
+        "; step sizes of the critics 0.001 and 0.0001"
+    )
+    found = {name: c.verdict for name, c in all_.items()}
     assert found["LSAC's final policy takes several routes in PointMaze"] == word
     assert found["LSAC takes more routes than SAC (PointMaze)"] == word
     assert found["LSAC visits more of the maze than SAC (PointMaze)"] == word
     assert found["LSAC visits more of the maze than LSAC with Adam (PointMaze)"] == word
-    assert found["LSAC takes more routes than DSAC-T (PointMaze)"] == "not run"
+    assert found["LSAC takes more routes than DSAC-T (PointMaze)"] == word
+    assert found["LSAC takes more routes than SAC without entropy (PointMaze)"] == "not run"
 
 
 @pytest.mark.parametrize(("rate", "word"), [(60, "reproduced"), (40, "mixed"), (20, "not reproduced")])

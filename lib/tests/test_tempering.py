@@ -93,11 +93,13 @@ def test_with_infinite_friction_it_is_langevin_with_averaged_noise():
 
 def test_impossible_input_of_underdamped():
     x = torch.zeros(3, 2)
-    for kw in (dict(step=0.0), dict(n_steps=0), dict(friction=-1.0), dict(friction=math.nan)):
+    for kw in (dict(step=0.0), dict(step=math.inf), dict(n_steps=0), dict(friction=-1.0), dict(friction=math.nan)):
         with pytest.raises(ValueError, match="friction not negative"):
             samplers.underdamped(**dict(score=torch.neg, x=x, v=x, step=0.1, n_steps=1, noise=iter([x])) | kw)
     with pytest.raises(ValueError, match="not finite"):
         samplers.underdamped(lambda x: x / 0, x, x, 0.1, 1, iter([x]))
+    with pytest.raises(ValueError, match=r"needs a velocity: shape \(3, 2\), got \(2,\)"):
+        samplers.underdamped(torch.neg, x, x[0], 0.1, 1, iter([x]))
 
 
 # --- exchange

@@ -36,6 +36,7 @@ class Config:
     def __post_init__(self):
         require(self, width=(1, math.inf), batch=(1, math.inf), capacity=(1, math.inf), delay=(1, math.inf))
         require(self, **dict.fromkeys(("gamma", "tau", "tau_b", "lr", "policy_lr", "alpha_lr"), (0, 1)))
+        require(self, init_log_alpha=(-80, 80), target_entropy=(-1e6, 1e6), xi=(1e-12, 1e12))
 
     def build(self, n_obs: int, n_act: int, seeds, device="cpu") -> lsac.LSAC:
         """The agent for `seeds`, on `device`."""
