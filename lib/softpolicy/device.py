@@ -49,10 +49,12 @@ class Product(torch.autograd.Function):
         return dx, dw, grad.sum(1, keepdim=True) if any(needed[2:]) else None
 
 
-def affine(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+def affine(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     """`x @ w + b` as in `Product`, by whichever is faster: `Product` from 256 units and a hundred rows on."""
     large = not x.is_cuda and x.shape[1] * w.shape[1] * w.shape[2] >= 1 << 23 and min(w.shape[1:]) >= 128
-    return Product.apply(x, w, b) if large else torch.baddbmm(b, x, w)
+    if large:
+        return Product.apply(x, w, b)
+    return x @ w if b is None else torch.baddbmm(b, x, w)
 
 
 def captured(update: Callable[[], dict], loop, eager_calls: int = 3) -> Callable[[], dict]:

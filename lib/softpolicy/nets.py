@@ -270,11 +270,11 @@ class LevelCritic(nn.Module):
             a, d = mish_and_slope(torch.baddbmm(shifted[level], pairs(action), w_act))
             slopes = [d]
             for layer in rest[:-1]:
-                a, d = mish_and_slope(torch.baddbmm(flat(layer.bias), a, flat(layer.weight)))
+                a, d = mish_and_slope(affine(a, flat(layer.weight), flat(layer.bias)))
                 slopes.append(d)
             g = slopes.pop().mul_(back[-1])  # dQ / d(input of the last hidden activation)
             for w in reversed(back[:-1]):
-                g = (g @ w).mul_(slopes.pop())
+                g = affine(g, w).mul_(slopes.pop())
             g = g @ w_act.transpose(1, 2)  # [S E, B, A]
             return g.view(-1, self.members, *g.shape[1:]).sum(1)
 

@@ -68,6 +68,14 @@ def test_value_and_action_gradient_agree_with_autograd_sample_by_sample(s, b, n_
     assert all(p.grad is None for p in c.parameters())
 
 
+def test_wide_layers_in_single_precision_give_the_same_gradient():
+    """256 units and as many rows take another product (`device.affine`) than small layers do."""
+    wide, exact = (critic((0, 1), hidden=(256, 256, 256), dtype=t) for t in (torch.float32, torch.float64))
+    obs, action = torch.randn(2, 256, O).double(), torch.rand(2, 256, A).double()
+    a, b = (c.action_gradient(obs.to(t))(action.to(t), 3) for c, t in ((wide, torch.float32), (exact, torch.float64)))
+    torch.testing.assert_close(a.double(), b, atol=1e-5 * b.abs().max().item(), rtol=0)
+
+
 def test_actions_of_another_shape_are_refused():
     c, obs = critic((0, 1)), torch.zeros(2, 3, O).double()
     for action in (torch.zeros(2, 3, A + 1), torch.zeros(2, 4, A), torch.zeros(1, 3, A)):
