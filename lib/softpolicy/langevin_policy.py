@@ -6,6 +6,7 @@ There is no actor: an action is the end of a chain that climbs `Q(s, .)` with no
 from __future__ import annotations
 
 import dataclasses
+import warnings
 
 import torch
 from torch import Tensor
@@ -76,3 +77,24 @@ def regression(q: Tensor, target: Tensor) -> Tensor:
 def saturated(action: Tensor) -> Tensor:
     """The share of action coordinates at the edge of the box, |a_i| > 0.999: `[S, B, A] -> [S]`."""
     return (action.abs() > 0.999).float().mean((1, 2))
+
+
+@dataclasses.dataclass
+class EdgeWatch:
+    """Warns when two evaluations in a row find most of a seed's proposed actions at the edge of the box.
+
+    One is common after the warm-up, where the critic is flat. Called with the metrics of an update, as lists.
+    """
+
+    before: list[bool] = dataclasses.field(default_factory=list)
+
+    def __call__(self, metrics: dict[str, list[float]]) -> None:
+        now = [share > 0.5 for share in metrics["saturated"]]
+        if any(a and b for a, b in zip(self.before, now, strict=False)):
+            warnings.warn(
+                "more than half of the coordinates of the proposed actions lie at the edge of the box, and have before:"
+                " where a critic is flat the chain follows its errors there. If the return stays flat too, take a"
+                " smaller w, or raw gradients (normalise False)",
+                stacklevel=2,
+            )
+        self.before = now

@@ -129,7 +129,7 @@ class Run:
             raise RunError(
                 f"{path} was not written by this library ({FORMAT}); it was left as it is: give another folder"
             )
-        check_same(state["identity"], self.identity, path)
+        check_same(complete(state["identity"]), self.identity, path)
         if kinds and state["device"] not in kinds:
             check_same({"device": state["device"]}, {"device": kinds[0]}, path)
         return state
@@ -146,6 +146,14 @@ def why_not_loaded(e: Exception) -> str:
         f"is damaged or no checkpoint ({reason}); it was left as it is: move it away together with"
         " rows.csv to run anew, or put a good copy in its place"
     )
+
+
+def complete(identity: dict) -> dict:
+    """An identity with what has become a setting since it was written, at the value it had before; in place."""
+    identity.setdefault("n_envs", 1)
+    if identity.get("agent") == "lql":
+        identity.setdefault("lql.chains", 1)
+    return identity
 
 
 def check_same(found: dict, given: dict, where) -> None:
@@ -180,7 +188,7 @@ def manifest(out) -> dict:
         found = json.loads(path.read_text())
         if found["format"] != FORMAT:
             raise ValueError(f"format {found['format']!r}")
-        found["identity"].setdefault("n_envs", 1)  # what it was before it became a setting
+        complete(found["identity"])
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise RunError(f"{path} is not a manifest of this library ({e}); give another folder") from None
     return found

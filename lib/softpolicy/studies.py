@@ -18,6 +18,7 @@ import torch
 
 from softpolicy import runs
 from softpolicy.agents import lsac, s2ac
+from softpolicy.settings import SIZES
 from softpolicy.train import train
 
 
@@ -49,13 +50,31 @@ LANGEVIN = Study(
         "w-100": ("w = 100", "nclql", dict(w=100.0)),
         "w-250": ("w = 250", "nclql", dict(w=250.0)),
         "w-1000": ("w = 1000", "nclql", dict(w=1000.0)),
+        "raw-w-10": ("raw gradients, w = 10", "nclql", dict(normalise=False, reduction="mean", w=10.0)),
         "raw-w-50": ("raw gradients, w = 50", "nclql", dict(normalise=False, reduction="mean", w=50.0)),
+        "raw-w-100": ("raw gradients, w = 100", "nclql", dict(normalise=False, reduction="mean", w=100.0)),
         "raw-w-500": ("raw gradients, w = 500", "nclql", dict(normalise=False, reduction="mean", w=500.0)),
         "reward-scale-1": ("reward not scaled", "nclql", dict(reward_scale=1.0)),
+        "raw-reward-scale-1": ("raw gradients, w = 50, reward not scaled", "nclql",
+                               dict(normalise=False, reduction="mean", w=50.0, reward_scale=1.0)),
         "joint": ("one joint Adam step", "nclql", dict(optimiser_steps="joint")),
         "smoothing-target": ("smoothing towards targets", "nclql", dict(smoothing_target="target")),
         "flow-rl": ("network of flow-rl", "nclql", dict(network="flow-rl")),
     },
+)  # fmt: skip
+
+# The same task with one environment and an update every step.
+LANGEVIN_EVERY_STEP = LANGEVIN._replace(
+    protocol=LANGEVIN.protocol | dict(n_envs=1),
+    variants={k: LANGEVIN.variants[k] for k in ("nclql", "lql-annealed")},
+)
+
+# Annealed steps without noise conditioning where actions have six dimensions, under the protocol of the main runs.
+LANGEVIN_CHEETAH = Study(
+    protocol=dict(env_id="HalfCheetah-v5", seeds=[0, 1, 2], steps=100_000, warmup=10_000, eval_every=5_000,
+                  eval_episodes=10, checkpoint_every=20_000),
+    common=SIZES["small"],
+    variants={k: LANGEVIN.variants[k] for k in ("lql-annealed", "lql-large-steps")},
 )  # fmt: skip
 
 # The multi-goal tasks (chapter *Stein soft actor-critic*), one temperature for all. S2AC as the authors ran it there,
@@ -165,7 +184,13 @@ MAZE = Study(
     },
 )  # fmt: skip
 
-STUDIES = {"langevin": LANGEVIN, "lsac": LSAC, "maze": MAZE}
+STUDIES = {
+    "langevin": LANGEVIN,
+    "langevin-every-step": LANGEVIN_EVERY_STEP,
+    "langevin-cheetah": LANGEVIN_CHEETAH,
+    "lsac": LSAC,
+    "maze": MAZE,
+}
 
 
 def config(study: Study, variant: str):

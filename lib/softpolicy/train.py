@@ -268,6 +268,8 @@ class Loop:
             lengths += alive
             alive &= ~(terminated | truncated)
         metrics = {name: x.tolist() for name, x in self.metrics.items()}
+        if hasattr(self.agent, "notice"):
+            self.agent.notice(metrics)
         self.mark(bad.reshape(n, k).any(1) | ~np.isfinite(list(metrics.values())).all(0))
         rows = [
             {"step": self.step, "seed": seed, "return": returns.reshape(n, k)[i].mean(),

@@ -1,22 +1,28 @@
 """LQL and NC-LQL: their critic, their policy and their updates, against plain versions and closed forms."""
 
 import copy
+import dataclasses
+import itertools
 import math
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
 from agent_checks import random_batches
+from hypothesis import given
+from hypothesis import strategies as st
 
 from softpolicy import langevin_policy as lp
 from softpolicy import nets
 from softpolicy import streams as rng
 from softpolicy.agents import lql, nclql
 from softpolicy.replay import Batch
+from softpolicy.train import train
 
 O, A, B = 5, 2, 16
 METHODS = [lql.Config(width=32, batch=B), lql.Config(width=32, batch=B, levels=10, langevin_steps=2)]
-METHODS += [nclql.Config(width=32, batch=B)]
+METHODS += [lql.Config(width=32, batch=B, chains=3), nclql.Config(width=32, batch=B)]
 
 
 def batches(seeds, n, dtype=torch.float32):
@@ -163,7 +169,13 @@ class PlainAgent:
         return (x @ next(params) + next(params)).squeeze(-1)  # [2, B]
 
     def sample(self, obs, start, noise):
-        x, z = start[:, 0], iter(noise[:, :, 0])
+        each = [self.chain(obs, start[:, k], noise[:, :, k]) for k in range(self.cfg.chains)]
+        value = [self.q(self.params, obs, x, self.cfg.levels - 1).amin(0) for x in each]  # [K][B]
+        best = torch.stack(value).argmax(0)
+        return torch.stack([each[k][i] for i, k in enumerate(best)])
+
+    def chain(self, obs, x, noise):
+        z = iter(noise)
         for level, eps in enumerate(self.policy.steps):
             for _ in range(self.policy.per_level):
                 x = x.detach().requires_grad_()
@@ -299,6 +311,30 @@ def test_next_actions_come_from_the_online_critics_and_values_from_the_targets(c
         agent.update(batches([0], 1)[0])
     assert torch.equal(actions[0], actions[1]) and not torch.equal(targets[0], targets[1])
     assert not torch.equal(actions[0], actions[2])
+
+
+@given(st.lists(st.lists(st.floats(0, 1), min_size=2, max_size=2), max_size=5))
+def test_warning_of_actions_at_the_edge_comes_at_the_second_evaluation_in_a_row(shares):
+    crowded = [[s > 0.5 for s in pair] for pair in shares]
+    expected = any(a and b for x, y in itertools.pairwise(crowded) for a, b in zip(x, y, strict=True))
+    watch = lp.EdgeWatch()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for pair in shares:
+            watch({"saturated": pair})
+    assert bool(caught) == expected
+
+
+@pytest.mark.parametrize("method", [lql, nclql])
+def test_a_run_whose_chains_end_in_the_corners_says_so(method, tmp_path):
+    kw = dict(warmup=20, eval_every=10, eval_episodes=1)
+    corner = method.Config(width=8, batch=4, langevin_steps=2, w=1e9)
+    with pytest.warns(UserWarning, match="at the edge of the box"):
+        rows = train(corner, "Line-v0", [0, 1], 40, tmp_path / "corner", **kw)
+    assert (rows["saturated"] == 1).all()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        train(dataclasses.replace(corner, w=1.0), "Line-v0", [0, 1], 40, tmp_path / "free", **kw)
 
 
 @pytest.mark.parametrize(

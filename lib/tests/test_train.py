@@ -128,6 +128,24 @@ def test_a_complete_run_is_left_alone_and_can_be_extended(tmp_path):
     assert rows_of(tmp_path / "grown") == rows_of(tmp_path / "long")
 
 
+def test_a_run_made_before_a_setting_existed_goes_on_with_what_it_was(tmp_path):
+    """`n_envs` and LQL's `chains` came later than the first recorded runs, which had one of each."""
+    config, out = lql.Config(width=8, batch=4, langevin_steps=2), tmp_path / "old"
+    for steps in (70, 120):
+        train(config, "Line-v0", [0, 1], steps, out, **SHORT)
+        manifest = json.loads((out / "manifest.json").read_text())
+        state = torch.load(out / "checkpoint.pt", weights_only=True)
+        for place in (manifest, state):
+            del place["identity"]["n_envs"], place["identity"]["lql.chains"]
+        (out / "manifest.json").write_text(json.dumps(manifest))
+        torch.save(state, out / "checkpoint.pt")
+    train(config, "Line-v0", [0, 1], 120, tmp_path / "new", **SHORT)
+    assert rows_of(out) == rows_of(tmp_path / "new")
+    several = lql.Config(width=8, batch=4, langevin_steps=2, chains=2)
+    with pytest.raises(runs.RunError, match="lql.chains is 1 there and 2 here"):
+        train(several, "Line-v0", [0, 1], 120, out, **SHORT)
+
+
 def test_several_environments_a_seed_step_together_with_one_update(tmp_path):
     """Updates, stored transitions and rows count as they should, and the run can be cut; each copy starts elsewhere."""
     kw = SHORT | dict(n_envs=5)

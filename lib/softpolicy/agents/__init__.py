@@ -11,6 +11,7 @@ and, of those that have them:
 
 `config.transitions`      how many transitions a seed's update takes, where that is not `config.batch`
 `prepare(replay)`         work before each update that no CUDA graph can hold
+`notice(metrics)`         at each evaluation, given the last update's metrics as lists: what a user should know
 `phase`                   updates of equal phase do the same operations
 """
 

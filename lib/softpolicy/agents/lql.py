@@ -42,6 +42,7 @@ class Config:
     sigma_min: float = setting(0.001, "with levels: to here; as NC-LQL")
     normalise: bool = setting(True, "divide the critics' gradient by its length; as NC-LQL")
     reduction: str = setting("sum", "sum or mean of the critics' gradients; as NC-LQL")
+    chains: int = setting(1, "chains for an action, of which the best by the smaller critic is taken; as NC-LQL")
     evaluation: str = setting(
         "repeatable", "noise in evaluation: repeatable (from the observation) or fresh; as NC-LQL"
     )
@@ -49,6 +50,7 @@ class Config:
     def __post_init__(self):
         require(self, width=(1, math.inf), batch=(1, math.inf), capacity=(1, math.inf), gamma=(0, 1), tau=(0, 1))
         require(self, lr=(0, 1), w=(1e-12, 1e12), langevin_steps=(1, math.inf), reward_scale=(1e-12, 1e12))
+        require(self, chains=(1, math.inf))
         one_of(self, reduction=("sum", "mean"), evaluation=("repeatable", "fresh"))
         step_sizes(noise_levels(self.levels, self.sigma_max, self.sigma_min), self.step_lr)
 
@@ -64,11 +66,14 @@ class LQL(nn.Module):
         super().__init__()
         self.config, self.n_act = config, n_act
         steps = step_sizes(noise_levels(config.levels, config.sigma_max, config.sigma_min), config.step_lr)
-        self.policy = lp.LangevinPolicy(steps, config.langevin_steps, config.w, config.normalise, config.reduction)
+        self.policy = lp.LangevinPolicy(
+            steps, config.langevin_steps, config.w, config.normalise, config.reduction, config.chains
+        )
         self.critic = LevelCritic(n_obs, n_act, (config.width,) * 3, rng.generators(seeds, "init"))
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.to(device)
         self.noise = rng.generators(seeds, "update", device=device)
+        self.notice = lp.EdgeWatch()
         self.averages = list(self.target.parameters()), list(self.critic.parameters())
         self.opts = {"critic": adam(self.critic.parameters(), config.lr)}
 

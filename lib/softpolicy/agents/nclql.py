@@ -95,6 +95,7 @@ class NCLQL(nn.Module):
         self.register_buffer("sigmas", torch.tensor(sigmas), persistent=False)
         self.to(device)
         self.noise = rng.generators(seeds, "update", device=device)
+        self.notice = lp.EdgeWatch()
         self.averages = list(self.target.parameters()), list(self.critic.parameters())
         self.opts = {"critic": adam(self.critic.parameters(), config.lr)}
 
