@@ -78,16 +78,17 @@ class MLP(nn.Module):
 
 
 def mish_and_slope(z: Tensor) -> tuple[Tensor, Tensor]:
-    """`mish(z) = z tanh(softplus(z))` and its derivative, elementwise, from a single exponential.
+    """`mish(z) = z t` with `t = tanh(softplus(z))`, and its derivative, elementwise.
 
-    With e = exp(z) and n = e (e + 2), tanh(softplus(z)) = n / (n + 2), whose derivative is 4 (n - e) / (n + 2)^2.
+    With s = sigmoid(z), which is the derivative of softplus, t = s (2 - s) / (2 - s (2 - s)) and t' = s (1 - t^2).
     """
-    e = z.clamp(max=20).exp_()  # beyond, n / (n + 2) is 1 in every precision
-    n = (e + 2).mul_(e)
-    u = (n + 2).reciprocal_()
-    e = torch.sub(n, e, out=e).mul_(u).mul_(u)
-    t = n.mul_(u)
-    return z * t, torch.addcmul(t, e, z, value=4)
+    s = z.sigmoid()
+    half = torch.addcmul(s, s, s, value=-0.5)  # s (2 - s) / 2
+    rest = 1 - half
+    t = half.div_(rest)
+    value = z * t
+    slope = s.addcmul_(torch.mul(s, t, out=rest), t, value=-1)
+    return value, t.addcmul_(z, slope)
 
 
 class _Mish(torch.autograd.Function):
