@@ -97,12 +97,18 @@ def entropy_claims(place: Path) -> list[Claim]:
         rows = table[cases].groupby(["target", "bandwidth"])[["estimate", "true", "bound"]].mean()
         error, bound = rows["estimate"] - rows["true"], rows["bound"]
         text = f"SVGD's closed form gives the entropy of known targets to 0.1 nats, {words}"
+        cases = "case" if len(rows) == 1 else "cases"
         evidence = (
-            f"errors {error.min():.2f} to {error.max():.2f} nats over {len(rows)} cases of 10 seeds; bound of"
-            f" invertibility {bound.min():.2f} to {bound.max():.2f} (below 1 it holds for the leave-one-out step)"
+            f"errors {span(error)} nats, {len(rows)} {cases} of 10 seeds; bound of invertibility {span(bound)} (below 1"
+            " it holds for the leave-one-out step)"
         )
         found.append(Claim(ENTROPY, text, paired(error.abs() <= 0.1), evidence))
     return found
+
+
+def span(values: pd.Series) -> str:
+    """The range of some numbers, or the only one."""
+    return " to ".join(dict.fromkeys(f"{v:.2f}" for v in (values.min(), values.max())))
 
 
 def multigoal_claims(place: Path) -> list[Claim]:

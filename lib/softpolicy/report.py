@@ -117,32 +117,33 @@ def changed_settings(identity: dict) -> str:
 
 
 def status_table(root: Path | None = None) -> str:
-    """One row a recorded run, from its manifest alone, as a Markdown table; runs with default settings come first."""
-    table = []
+    """One row a recorded run, from its manifest alone, as a Markdown table, and what the runs were made with; those
+    with default settings come first."""
+    table, made_with = [], {}
     for out in runs.find(root):
         m = runs.manifest(out)
         i, last = m["identity"], m["slices"][-1]
-        diverged = f", {len(m['diverged'])} diverged" if m["diverged"] else ""
+        versions = ", ".join(f"{k} {last['versions'][k]}" for k in ("torch", "gymnasium", "mujoco"))
+        number = made_with.setdefault(f"{last['device']}; {versions}", len(made_with) + 1)
         table.append(
             {
-                "run": f"`{i['agent']}` on `{i['env_id']}`",
-                "size": i["size"],
+                "agent": i["agent"],
+                "task": i["env_id"],
+                "size": i["size"] if i["size"] in SIZES else "own",
                 "settings": changed_settings(i) or "defaults",
                 "seeds": len(i["seeds"]),
-                "steps": f"{m['step']:,} of {m['steps']:,}",
-                "status": m["status"] + diverged,
+                "steps": f"{m['step']:,}" + ("" if m["step"] == m["steps"] else f" of {m['steps']:,}"),
+                "status": m["status"] + (f", {len(m['diverged'])} diverged" if m["diverged"] else ""),
                 "hours": f"{m.get('seconds', 0) / 3600:.2f}",
-                "machine": last["device"],
-                "made": f"{last['started'][:10]}, commit {last['commit'] or 'unknown'}",
-                "versions": ", ".join(f"{k} {last['versions'][k]}" for k in ("torch", "gymnasium", "mujoco")),
+                "made": f"{last['started'][:10]}, {(last['commit'] or 'unknown')[:7]} ({number})",
             }
         )
+    if not table:
+        return "No run has been recorded yet."
     table.sort(key=lambda row: row["settings"] != "defaults")
-    return (
-        pd.DataFrame(table).to_markdown(index=False, disable_numparse=True)
-        if table
-        else "No run has been recorded yet."
-    )
+    rows = pd.DataFrame(table).to_markdown(index=False, disable_numparse=True)
+    notes = "; ".join(f"({number}) {what}" for what, number in made_with.items())
+    return f"{rows}\n\n*Made*: the day the last slice began, the commit, and in brackets with what: {notes}."
 
 
 if __name__ == "__main__":

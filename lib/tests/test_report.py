@@ -84,6 +84,7 @@ def test_claims_and_status_come_from_the_runs(tmp_path):
     assert ("HalfCheetah-v5", "lower") in verdicts and ("Hopper-v5", "not run") in verdicts
     status = report.status_table(tmp_path)
     assert "100,000 of 1,000,000" in status and "running, 1 diverged" in status and "0.50" in status
+    assert status.count("(1)") == 2  # one run, one line that says what made it
 
 
 def write_pair(root, ours, theirs, **identity):
