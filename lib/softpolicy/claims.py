@@ -58,6 +58,7 @@ def langevin_claims(root: Path | None = None) -> list[Claim]:
         *(remark(beats("nclql", "lql", task, LANGEVIN, "returns at least as much as", root),
                  "LQL with its default step, too small for the ablations' task") for task in tasks),
         *ablation_claims(runs.data_root() / "runs" / "langevin-ablations"),
+        *cheetah_claims(runs.data_root() / "runs" / "langevin-cheetah", root),
         cost_claim(runs.data_root() / "bench" / "cpu.json"),
     ]  # fmt: skip
 
@@ -380,6 +381,17 @@ def ablation_claims(place: Path) -> list[Claim]:
         text = f"NC-LQL returns more than {other} at as many gradients on {task} ({study.protocol['steps']:,} steps)"
         found.append(Claim(LANGEVIN, text, *difference(score.get("NC-LQL", none), score.get(other, none))))
     return found
+
+
+def cheetah_claims(place: Path, root: Path | None = None) -> list[Claim]:
+    """From recorded runs on HalfCheetah: NC-LQL beside annealed steps without noise conditioning."""
+    study, label = studies.LANGEVIN_CHEETAH, studies.LANGEVIN_CHEETAH.variants["lql-annealed"][0]
+    rows, task, step = studies.load(study, place), study.protocol["env_id"], study.protocol["steps"]
+    ours = runs.load(*(out for out in report.main_runs("nclql", "small", root) if report.on_task(out, task)))
+    pair = [ours, rows[rows["variant"] == label] if len(rows) else rows]
+    scores = [report.score_at(r, step) if len(r) else pd.Series(dtype=float) for r in pair]
+    text = f"NC-LQL returns more than {label} at as many gradients on {task} ({step // 1000}k steps, size small)"
+    return [Claim(LANGEVIN, text, *difference(*scores))]
 
 
 def cost_claim(bench: Path) -> Claim:
