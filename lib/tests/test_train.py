@@ -28,7 +28,7 @@ from softpolicy import streams as rng
 from softpolicy.agents import lql, lsac, nclql, sac
 from softpolicy.device import captured
 from softpolicy.settings import size_of, sized
-from softpolicy.train import Loop, train, trained
+from softpolicy.train import DEMO, SCALES, Loop, at_scale, train, trained
 
 TINY = sac.Config(width=16, batch=8)
 SHORT = dict(warmup=20, eval_every=30, eval_episodes=2, checkpoint_every=40)
@@ -452,6 +452,20 @@ def test_bad_seeds_are_refused(tmp_path, seeds):
     with pytest.raises(ValueError, match="distinct non-negative"):
         train(TINY, "Line-v0", seeds, 60, tmp_path / "run", **SHORT)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("scale", SCALES)
+@pytest.mark.parametrize("agent", ["sac", *DEMO])
+def test_a_scale_has_time_for_an_evaluation_and_steps_given_win(scale, agent):
+    steps, protocol = at_scale(scale, agent)
+    first = protocol["warmup"] + protocol["eval_every"]
+    assert steps >= first and at_scale(scale, agent, first) == (first, protocol)
+    assert set(protocol) == {"warmup", "eval_every", "eval_episodes", "checkpoint_every"}
+    assert steps % 5 == 0 and all(v % 5 == 0 for k, v in protocol.items() if k != "eval_episodes")  # five environments
+    with pytest.raises(ValueError, match=f"STEPS is {protocol['warmup']}; scale {scale} needs at least"):
+        at_scale(scale, agent, protocol["warmup"])
+    with pytest.raises(ValueError, match="SCALE is 'huge'; accepted are smoke, demo, full"):
+        at_scale("huge", agent)
 
 
 def test_sizes_are_the_same_for_every_agent_and_named():
