@@ -112,6 +112,39 @@ def mish(z: Tensor) -> Tensor:
     return _Mish.apply(z)
 
 
+class EluBack(torch.autograd.Function):
+    """`g elu'(z)` from h = elu(z), as torch's `elu_backward`, whose own derivative takes five passes over memory."""
+
+    @staticmethod
+    def forward(ctx, g: Tensor, h: Tensor) -> Tensor:
+        ctx.save_for_backward(g, h)
+        return torch.ops.aten.elu_backward(g, 1, 1, 1, True, h)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        g, h = ctx.saved_tensors
+        to_g = EluBack.apply(grad, h) if ctx.needs_input_grad[0] else None
+        return to_g, torch.ops.aten.hardtanh_backward(grad * g, h, -math.inf, 0)  # grad g where h < 0
+
+
+class Elu(torch.autograd.Function):
+    """`max(z, e^min(z, 0) - 1)`: elu, on a CPU by exp2, which is faster there than what torch's elu calls."""
+
+    @staticmethod
+    def forward(ctx, z: Tensor) -> Tensor:
+        if z.is_cuda:
+            h = F.elu(z)
+        else:
+            h = z.clamp(max=0).mul_(math.log2(math.e)).exp2_().sub_(1)
+            torch.maximum(z, h, out=h)
+        ctx.save_for_backward(h)
+        return h
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> Tensor:
+        return EluBack.apply(grad, *ctx.saved_tensors)
+
+
 def log_det_tanh(u: Tensor) -> Tensor:
     """`log(1 - tanh(u)^2)`, elementwise, to rounding for every u: `2 (log 2 - |u| - softplus(-2|u|))`."""
     u = u.abs()  # the function is even, and torch's softplus is exact for negative arguments only
@@ -145,6 +178,77 @@ class GaussianActor(nn.Module):
         u = mean + log_std.exp() * noise
         log_gauss = -0.5 * noise**2 - log_std - 0.5 * math.log(2 * math.pi)
         return u.tanh(), (log_gauss - log_det_tanh(u)).sum(-1)
+
+
+def log_mass(t: float) -> float:
+    """log of the probability that a standard normal number lies within +-t."""
+    return math.log(math.erf(t / math.sqrt(2)))
+
+
+def cut_normal(u: Tensor, t: float) -> Tensor:
+    """Normal numbers cut at +-t, exactly, from uniform u in [0, 1): the inverse of their distribution function."""
+    return math.sqrt(2) * torch.erfinv((2 * u - 1) * math.erf(t / math.sqrt(2)))
+
+
+class StartLaw(nn.Module):
+    """The law q^0(.|s) of S2AC's particles before the first step: a Gaussian N(mu(s), C(s) C(s)^T).
+
+    covariance  "isotropic": one sigma(s) (paper); "diagonal": one each coordinate (released code); "full":
+                C = diag(sigma) L with L unit lower triangular, its entries in [-1, 1]; "none": N(0, fixed^2 I),
+                nothing is learned
+    std_range   sigma is clipped into it, which stops its gradient outside
+    """
+
+    def __init__(self, n_obs, n_act, hidden, streams, covariance="isotropic", std_range=(0.1, 1.0), fixed=0.5):
+        super().__init__()
+        self.n_act, self.covariance, self.std_range, self.fixed = n_act, covariance, std_range, fixed
+        below = n_act * (n_act - 1) // 2
+        out = {"isotropic": n_act + 1, "diagonal": 2 * n_act, "full": 2 * n_act + below, "none": 0}[covariance]
+        if out:
+            self.body = MLP((len(streams),), (n_obs, *hidden, out), streams, F.elu)
+
+    def forward(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """mu, sigma `[S, B, A]` and L `[S, B, A, A]`, None where that is the identity, for obs `[S, B, O]`."""
+        a = self.n_act
+        if self.covariance == "none":
+            mean = obs.new_zeros(*obs.shape[:2], a)
+            return mean, mean + self.fixed, None
+        out = self.body(obs)
+        log_std = out[..., a:] if self.covariance == "isotropic" else out[..., a : 2 * a]
+        low, high = self.std_range
+        std = log_std.clamp(math.log(low), math.log(high)).exp().expand(*out.shape[:-1], a)
+        if self.covariance != "full":
+            return out[..., :a], std, None
+        row, column = torch.tril_indices(a, a, -1, device=obs.device)
+        lower = torch.eye(a, dtype=out.dtype, device=obs.device).repeat(*out.shape[:-1], 1, 1)
+        lower[..., row, column] = out[..., 2 * a :].tanh()
+        return out[..., :a], std, lower
+
+    def sample(self, obs: Tensor, z: Tensor, cut: float | None = None) -> tuple[Tensor, Tensor, tuple]:
+        """Particles `mu + C z` and their log-density `[S, B, M]` for standard normal z `[S, B, M, A]`.
+
+        `cut` says that z was cut at +-cut (`cut_normal`). The third result are mu and each coordinate's standard
+        deviation, `[S, B, 1, A]`.
+        """
+        mean, std, lower = (x if x is None else x.unsqueeze(2) for x in self(obs))
+        moved = z if lower is None else (lower @ z.unsqueeze(-1)).squeeze(-1)
+        log_q = (-0.5 * z**2 - std.log() - 0.5 * math.log(2 * math.pi)).sum(-1)
+        log_q = log_q - (self.n_act * log_mass(cut) if cut else 0.0)
+        spread = std if lower is None else std * lower.norm(dim=-1)
+        return mean + std * moved, log_q, (mean, spread)
+
+
+class NoiseActor(nn.Module):
+    """The amortised sampler `a = tanh f(s, z)` of SQL, and of S2AC at test time."""
+
+    def __init__(self, n_obs: int, n_act: int, hidden, streams, activation=F.relu):
+        super().__init__()
+        self.body = MLP((len(streams),), (n_obs + n_act, *hidden, n_act), streams, activation)
+
+    def forward(self, obs: Tensor, z: Tensor) -> Tensor:
+        """Actions `[S, B, M, A]` for obs `[S, B, O]` and noise z `[S, B, M, A]`."""
+        obs = obs.unsqueeze(2).expand(-1, -1, z.shape[2], -1)
+        return self.body(torch.cat((obs, z), -1).flatten(1, 2)).tanh().view_as(z)
 
 
 class Critic(nn.Module):

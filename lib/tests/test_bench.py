@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from agent_checks import random_batches
 
-from softpolicy import stein_policy as sp
 from softpolicy import streams as rng
 from softpolicy.agents import nclql, s2ac, sac
+from softpolicy.nets import cut_normal
 from softpolicy.replay import Batch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
@@ -100,7 +100,7 @@ def test_plain_s2ac_and_the_library_agree_on_the_same_draws():
     for batch in data:
         agent.update(batch)
     rng.restore(agent.noise, states)
-    plain.draw = lambda obs: sp.cut_normal(rng.uniform(agent.noise, B, M, A), 3.0)[0].double()
+    plain.draw = lambda obs: cut_normal(rng.uniform(agent.noise, B, M, A), 3.0)[0].double()
     for batch in data:
         plain.update(*(x[0] for x in batch))
     for a, b in weights(nets):

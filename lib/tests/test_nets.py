@@ -4,6 +4,7 @@ import mpmath
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -131,3 +132,14 @@ def test_activation_is_the_callers_choice():
     assert not torch.allclose(relu(x), mish(x))
     torch.testing.assert_close(mish(x), layer[1](nn.functional.mish(layer[0](x))))
     assert np.isfinite(mish(x).detach().numpy()).all()
+
+
+def test_elu_and_its_slope_are_torchs_and_can_be_differentiated_again():
+    z, g = 3 * torch.randn(50).double(), torch.randn(50).double()
+    assert torch.allclose(nets.Elu.apply(z), F.elu(z), rtol=0, atol=1e-15)
+    torch.testing.assert_close(nets.Elu.apply(z.float()), F.elu(z.float()), rtol=0, atol=2e-7)
+    extremes = torch.tensor([-1e30, -1e3, 0.0, 1e-30, 1e3, 1e30])
+    assert torch.equal(nets.Elu.apply(extremes), F.elu(extremes)) and nets.Elu.apply(torch.tensor(torch.nan)).isnan()
+    z, g = z.requires_grad_(), g.requires_grad_()
+    both = lambda z, g: nets.EluBack.apply(g, nets.Elu.apply(z))  # noqa: E731
+    assert torch.autograd.gradcheck(both, (z, g)) and torch.autograd.gradgradcheck(both, (z, g))

@@ -173,7 +173,7 @@ def test_particles_that_left_do_not_count_unless_all_left():
             return self.away
 
     s = a.sample(Wind(), obs, sp.Draws(obs, rng.generators([4], "z")))
-    start = sp.cut_normal(rng.uniform(rng.generators([4], "z"), 3, M, A), 3.0)
+    start = nets.cut_normal(rng.uniform(rng.generators([4], "z"), 3, M, A), 3.0)
     stays = (start[0, 1] <= 0).all(-1)
     assert 0 < stays.sum() < M
     assert s.weight[0, 0].all() and torch.equal(s.weight[0, 1] == 1, stays) and s.weight[0, 2].all()

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from agent_checks import assert_goes_on_exactly, random_batches
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from softpolicy import stein_policy as sp
+from softpolicy import nets
 from softpolicy import streams as rng
 from softpolicy.agents import s2ac, sql
 from softpolicy.replay import Batch
@@ -92,7 +92,7 @@ class Plain:
         if cfg.truncation == "none":
             z = torch.empty(B, M, A).normal_(generator=self.noise).double()
         else:
-            z = sp.cut_normal(torch.empty(B, M, A).uniform_(generator=self.noise).double(), 3.0)
+            z = nets.cut_normal(torch.empty(B, M, A).uniform_(generator=self.noise).double(), 3.0)
         mean, std, lower = self.law(obs)
         t = torch.diag_embed(std) @ lower
         u = mean[:, None] + (t[:, None] @ z[..., None]).squeeze(-1)

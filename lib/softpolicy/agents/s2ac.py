@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from softpolicy import stein_policy as sp
 from softpolicy import streams as rng
-from softpolicy.nets import Critic, log_det_tanh
+from softpolicy.nets import Critic, NoiseActor, StartLaw, cut_normal, log_det_tanh
 from softpolicy.optim import adam, descend, polyak
 from softpolicy.replay import Batch
 from softpolicy.settings import one_of, require, setting
@@ -125,10 +125,10 @@ class S2AC(nn.Module):
         self.latent = rng.normal if config.latent == "normal" else rng.uniform
         init, w, lr = rng.generators(seeds, "init"), config.width, config.lr
         std_range = (config.std_min, config.std_max)
-        self.start = sp.StartLaw(n_obs, n_act, (w, w, w), init, config.start, std_range, config.std_fixed)
+        self.start = StartLaw(n_obs, n_act, (w, w, w), init, config.start, std_range, config.std_fixed)
         self.critic = Critic(n_obs, n_act, (w, w), init, activation=F.elu)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.amortised = sp.NoiseActor(n_obs, n_act, (w, w, w), init, F.elu) if config.amortised else None
+        self.amortised = NoiseActor(n_obs, n_act, (w, w, w), init, F.elu) if config.amortised else None
         self.to(device)
         self.noise = rng.generators(seeds, "update", device=device)
         self.averages = list(self.target.parameters()), list(self.critic.parameters())
@@ -154,7 +154,7 @@ class S2AC(nn.Module):
         log pi; `volume` as in `svgd`."""
         cfg, shape = self.config, (self.config.particles, self.n_act)
         cut = None if cfg.truncation == "none" else 3.0
-        z = draws(rng.normal, *shape) if cut is None else sp.cut_normal(draws(rng.uniform, *shape), cut)
+        z = draws(rng.normal, *shape) if cut is None else cut_normal(draws(rng.uniform, *shape), cut)
         u, log_q, (mean, std) = self.start.sample(obs, z, cut)
         hessian = cfg.hessian and density and volume == "trace"
         signs = (2.0 * (draws(rng.uniform, *shape) < 0.5) - 1 for _ in range(cfg.svgd_steps))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from softpolicy import stein_policy as sp
 from softpolicy import streams as rng
-from softpolicy.nets import Critic
+from softpolicy.nets import Critic, NoiseActor
 from softpolicy.optim import adam, descend, polyak
 from softpolicy.replay import Batch
 from softpolicy.settings import one_of, require, setting
@@ -76,7 +76,7 @@ class SQL(nn.Module):
         self.temperature = config.alpha if config.score_temp == "alpha" else 1.0
         self.latent = rng.normal if config.latent == "normal" else rng.uniform
         init, w = rng.generators(seeds, "init"), config.width
-        self.actor = sp.NoiseActor(n_obs, n_act, (w, w, w), init)
+        self.actor = NoiseActor(n_obs, n_act, (w, w, w), init)
         self.critic = Critic(n_obs, n_act, (w, w), init, activation=F.relu)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
         self.to(device)
