@@ -23,7 +23,7 @@ from softpolicy.device import keep_memory
 from softpolicy.replay import Batch, Replay
 from softpolicy.samplers import annealed_langevin, noise_levels, step_sizes, with_gradient
 
-SIZE = dict(width=128, batch=128, reward_scale=1.0)
+SIZE = dict(width=128, batch=256, reward_scale=1.0)
 NARROW = dict(sigma_max=0.1, sigma_min=0.001)  # the noise of NC-LQL's released code
 WIDE = dict(sigma_max=0.5, sigma_min=0.02)  # a range comparable to the box; ours
 LONG_FIT, SAC_FIT = 40_000, 16_000  # updates of the critic and the actor that the pictures show
@@ -36,9 +36,10 @@ def annealed(noise: dict, per_level: int, w: float, normalise: bool, step_lr: fl
     return dict(steps=steps, per_level=per_level, w=w, normalise=normalise, finest=False)
 
 
-def plain(n_steps: int, w: float, normalise: bool = False) -> dict:
-    """LQL's sampler: constant steps on the finest level."""
-    return dict(steps=[TOP if normalise else 1e-3], per_level=n_steps, w=w, normalise=normalise, finest=True)
+def plain(n_steps: int, w: float, normalise: bool = False, step: float = 0) -> dict:
+    """LQL's sampler: constant steps, by default of 1e-4 for unit and 1e-3 for raw gradients, on the finest level."""
+    step = step or (TOP if normalise else 1e-3)
+    return dict(steps=[step], per_level=n_steps, w=w, normalise=normalise, finest=True)
 
 
 def draw(gradient, n_seeds: int, n: int, finest_level: int, sampler: dict, stream: int = 0) -> Tensor:
@@ -140,7 +141,11 @@ CRITICS = {
 }
 LQL = {
     "LQL, 20 unit steps": plain(20, 500, True),
+    "LQL, 20 unit steps of 0.0003": plain(20, 500, True, 3e-4),
+    "LQL, 20 unit steps of 0.001": plain(20, 500, True, 1e-3),
     "LQL, 20 steps": plain(20, 10),
+    "LQL, 20 steps of 0.003": plain(20, 10, step=3e-3),
+    "LQL, 20 steps of 0.005": plain(20, 10, step=5e-3),
     "LQL, 20 steps, w 50": plain(20, 50),
     "LQL, 200 steps": plain(200, 10),
     "LQL, 200 steps, w 50": plain(200, 50),
@@ -160,17 +165,16 @@ SAMPLERS = {
     "wide, 20 levels": {"NC-LQL unit, w 100, T 1": annealed(WIDE, 1, 100, True, levels=20)},
     "poor": RELEASED | {"NC-LQL raw, T 2, w 10": annealed(NARROW, 2, 10, False), "LQL, 20 steps": plain(20, 10)},
 }  # fmt: skip
+LOOP = SIZE | dict(batch=128, lr=3e-4)
 LOOPS = {
-    "as released": dict(SIZE, lr=3e-4, **NARROW),
-    "unit gradients, wide noise": dict(SIZE, lr=3e-4, w=100.0, **WIDE),
-    "raw gradients, wide noise": dict(
-        SIZE, lr=3e-4, w=20.0, step_lr=1e-3, normalise=False, reduction="mean", **WIDE
-    ),
-}  # fmt: skip
+    "as released": LOOP | NARROW,
+    "unit gradients, wide noise": LOOP | WIDE | dict(w=100.0),
+    "raw gradients, wide noise": LOOP | WIDE | dict(w=20.0, step_lr=1e-3, normalise=False, reduction="mean"),
+}
 
 
-def critics(out: Path, n: int) -> None:
-    """Fit every kind of critic, apply its samplers; tables are written as they grow."""
+def critics(out: Path, n: int = 4_000) -> int:
+    """Fit every kind of critic, apply its samplers, n actions a seed; tables are written as they grow."""
     fits, samples = [], []
     for name, (config, n_seeds, updates) in CRITICS.items():
         agent = fit_uniform(nclql.Config(**config), range(n_seeds), updates, cosine=name != "poor")
@@ -181,15 +185,17 @@ def critics(out: Path, n: int) -> None:
             samples += described(a, sampler["w"], **labels)
         print(f"{name}: {updates} updates of {n_seeds} critics", flush=True)
         write(out, "fit", fits), write(out, "samplers", samples)
+    return n
 
 
-def loops(out: Path, n: int) -> None:
-    """Every closed loop, three seeds, 10,000 updates."""
+def loops(out: Path) -> int:
+    """Every closed loop, three seeds, 10,000 updates, described by 1,000 actions a seed."""
     rows = []
     for name, config in LOOPS.items():
         rows += [{"loop": name, **row} for row in closed_loop(nclql.Config(**config), range(3), 10_000, 500)]
         print(f"closed loop, {name}", flush=True)
         write(out, "closed_loop", rows)
+    return 1_000
 
 
 def sac_actions(w: float, updates: int, n: int, batch: int = 128) -> Tensor:
@@ -208,14 +214,14 @@ def exact_actions(w: float, n: int) -> Tensor:
     return points.flatten(0, 1)[torch.multinomial(p, n, True, generator=torch.Generator().manual_seed(0))][None]
 
 
-def pictures(out: Path, n: int, updates: int = LONG_FIT, shown: int = 150, cells: int = 60) -> None:
-    """One wide critic, fitted longer (`LONG_FIT` updates of batch 256): its landscape at four levels, and where several
+def pictures(out: Path, n: int = 10_000, updates: int = LONG_FIT, shown: int = 150, cells: int = 60) -> int:
+    """One wide critic, fitted longer (`LONG_FIT` updates): its landscape at four levels, and where several
     algorithms' actions end.
 
-    landscapes.csv: level, row, column, q on a grid; gallery.csv: `bandit.describe` of ten times n actions beside the
+    landscapes.csv: level, row, column, q on a grid; gallery.csv: `bandit.describe` of n actions beside the
     soft policy of w = 10; points.csv: start and end of some of them.
     """
-    agent = fit_uniform(nclql.Config(**(CRITICS["wide"][0] | {"batch": 256})), [0], updates)
+    agent = fit_uniform(nclql.Config(**CRITICS["wide"][0]), [0], updates)
     flat = bandit.grid(cells).reshape(1, -1, 2).float()
     levels = []
     for level in (0, 3, 6, 9):
@@ -223,18 +229,19 @@ def pictures(out: Path, n: int, updates: int = LONG_FIT, shown: int = 150, cells
             q = agent.critic(torch.zeros(1, cells**2, 1), flat, level).mean((0, 1))
         levels += [{"level": level, "row": i // cells, "column": i % cells, "q": v} for i, v in enumerate(q.tolist())]
     write(out, "landscapes", levels)
-    ends = {"SAC": (sac_actions(10.0, min(updates, SAC_FIT), 10 * n), 10.0)}
+    ends = {"SAC": (sac_actions(10.0, min(updates, SAC_FIT), n), 10.0)}
     for name in ("LQL, 20 steps", "LQL, 200 steps", "LQL, 2000 steps", "NC-LQL raw, T 2, w 10", "NC-LQL unit, w 100"):
         sampler = SAMPLERS["wide"][name]
-        ends[name] = draw(of_critic(agent, 10 * n), 1, 10 * n, agent.finest, sampler), sampler["w"]
-    ends["exact soft policy"] = exact_actions(10.0, 10 * n), 10.0
-    start = 2 * rng.uniform(rng.generators([0], "draw", 0), 10 * n, 2)[0] - 1  # as in `draw`
+        ends[name] = draw(of_critic(agent, n), 1, n, agent.finest, sampler), sampler["w"]
+    ends["exact soft policy"] = exact_actions(10.0, n), 10.0
+    start = 2 * rng.uniform(rng.generators([0], "draw", 0), n, 2)[0] - 1  # as in `draw`
     table, points = [], []
     for name, (a, w) in ends.items():
         table += described(a, 10.0, name=name, w=w)
         points += [{"name": name, "x0": x, "y0": y, "x": u, "y": v}
                    for (x, y), (u, v) in zip(start[:shown].tolist(), a[0, :shown].tolist(), strict=True)]  # fmt: skip
     write(out, "gallery", table), write(out, "points", points)
+    return n
 
 
 def write(out: Path, name: str, rows: list[dict]) -> None:
@@ -249,15 +256,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m softpolicy.bandit_study", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the tables")
     parser.add_argument("--parts", choices=PARTS, nargs="+", default=list(PARTS), help="what to make [all]")
-    parser.add_argument("--actions", type=int, default=1_000, help="actions a seed and sampler [1000]")
     args = parser.parse_args()
     torch.set_num_threads(1)
     keep_memory()
     args.out.mkdir(parents=True, exist_ok=True)
     for part in args.parts:
         started = runs.now()
-        PARTS[part](args.out, args.actions)
-        about = {"started": started, "ended": runs.now(), "actions": args.actions, **runs.provenance("cpu")}
+        actions = PARTS[part](args.out)
+        about = {"started": started, "ended": runs.now(), "actions": actions, **runs.provenance("cpu")}
         (args.out / f"{part}.json").write_text(json.dumps(about, indent=1) + "\n")
 
 

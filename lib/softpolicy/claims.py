@@ -314,16 +314,21 @@ def bandit_claims(study: Path) -> list[Claim]:
     """From the recorded bandit study: mixing at an equal number of gradients, and coverage of modes."""
     table = pd.read_csv(study / "samplers.csv")
     scores, found = table.set_index(["critic", "sampler", "seed"]).sort_index(), []
+    raw = ("LQL, 20 steps", "LQL, 20 steps of 0.003", "LQL, 20 steps of 0.005")
+    unit = ("LQL, 20 unit steps", "LQL, 20 unit steps of 0.0003", "LQL, 20 unit steps of 0.001")
+    soft = "mixes faster than LQL at 20 gradients: nearer to the soft policy, raw gradients, wide noise (ours), w = 10"
     for critic, ours, theirs, column, sign, text in (
-        ("wide", "NC-LQL raw, T 2, w 10", "LQL, 20 steps", "tv", -1,
-         "mixes faster than LQL at 20 gradients: nearer to the soft policy, raw gradients, wide noise (ours), w = 10"),
-        ("narrow", "NC-LQL as released, w 500", "LQL, 20 unit steps", "mean", 1,
-         "finds more reward than LQL at 20 gradients: unit gradients, as released, w = 500"),
+        ("wide", "NC-LQL raw, T 2, w 10", raw[:1], "tv", -1, f"{soft}, LQL with steps of 0.001"),
+        ("wide", "NC-LQL raw, T 2, w 10", raw, "tv", -1, f"{soft}, LQL with the best of three steps"),
+        ("narrow", "NC-LQL as released, w 500", unit, "mean", 1,
+         "finds more reward than LQL at 20 gradients: unit gradients, as released, w = 500, LQL with the best of three"
+         " steps"),
     ):  # fmt: skip
-        a, b = scores.loc[(critic, ours), column], scores.loc[(critic, theirs), column]
+        best = max(theirs, key=lambda name: sign * scores.loc[(critic, name), column].mean())  # noqa: B023
+        a, b = scores.loc[(critic, ours), column], scores.loc[(critic, best), column]
         evidence = (
-            f"{'mean reward' if column == 'mean' else 'total variation'} {a.mean():.2f} against {b.mean():.2f},"
-            f" better on {(sign * a > sign * b).sum()} of {len(a)} critics"
+            f"{'mean reward' if column == 'mean' else 'total variation'} {a.mean():.2f} against {b.mean():.2f}"
+            f" ({best}), better on {(sign * a > sign * b).sum()} of {len(a)} critics"
         )
         text = f"Annealed sampling of noise-conditioned critics {text}"
         found.append(Claim(LANGEVIN, text, paired(sign * a > sign * b), evidence))
@@ -378,7 +383,8 @@ def ablation_claims(place: Path) -> list[Claim]:
     )
     found, none = [], pd.Series(dtype=float)
     for other in ("LQL", "LQL, steps of 0.001", "LQL, annealed steps", "LQL, annealed steps, learning rate 0.002"):
-        text = f"NC-LQL returns more than {other} at as many gradients on {task} ({study.protocol['steps']:,} steps)"
+        text = f"NC-LQL returns more than {other.replace(',', ' with', 1)}, at as many gradients, on {task}"
+        text = f"{text} ({study.protocol['steps']:,} steps)"
         found.append(Claim(LANGEVIN, text, *difference(score.get("NC-LQL", none), score.get(other, none))))
     return found
 
@@ -390,8 +396,9 @@ def cheetah_claims(place: Path, root: Path | None = None) -> list[Claim]:
     ours = runs.load(*(out for out in report.main_runs("nclql", "small", root) if report.on_task(out, task)))
     pair = [ours, rows[rows["variant"] == label] if len(rows) else rows]
     scores = [report.score_at(r, step) if len(r) else pd.Series(dtype=float) for r in pair]
-    text = f"NC-LQL returns more than {label} at as many gradients on {task} ({step // 1000}k steps, size small)"
-    return [Claim(LANGEVIN, text, *difference(*scores))]
+    text = f"NC-LQL returns more than {label.replace(',', ' with', 1)}, at as many gradients, on {task}"
+    claim = Claim(LANGEVIN, f"{text} ({step // 1000}k steps, size small)", *difference(*scores))
+    return [remark(claim, "two Adam steps an update against one") if claim.verdict != "not run" else claim]
 
 
 def cost_claim(bench: Path) -> Claim:

@@ -1,9 +1,10 @@
 """What critics of the bandit learn, and samplers on the ideal landscapes, against closed forms and quadrature."""
 
+import pandas as pd
 import pytest
 import torch
 
-from softpolicy import bandit, bandit_study, nets, samplers
+from softpolicy import bandit, bandit_study, nets, runs, samplers
 from softpolicy import streams as rng
 from softpolicy.agents import nclql
 from softpolicy.replay import Batch
@@ -65,8 +66,10 @@ def test_annealing_helps_raw_sampling_at_an_equal_budget_but_not_with_unit_gradi
     assert raw["mean"] == pytest.approx(0.49, abs=0.03)
     long = ideal_mean(bandit_study.annealed(wide, 50, 10, False, 2e-4), noise=wide)
     assert long["mean"] == pytest.approx(0.725, abs=0.02) and long["tv"] == pytest.approx(0.27, abs=0.04)
-    unit = ideal_mean(bandit_study.plain(20, 500, True))
-    assert unit["mean"] == pytest.approx(0.796, abs=0.012)
+    unit = ideal_mean(bandit_study.plain(20, 500, True))["mean"]
+    released = ideal_mean(bandit_study.annealed(bandit_study.NARROW, 2, 500, True))["mean"]
+    assert unit == pytest.approx(0.796, abs=0.012) and released == pytest.approx(0.813, abs=0.012)
+    assert 0 < released - unit < 0.04
 
 
 def test_steps_beyond_the_edge_of_stability_lose_the_reward():
@@ -80,3 +83,52 @@ def test_modes_are_covered_but_not_weighed_by_raw_chains():
     """Boltzmann keeps 1.4 modes at w = 50; chains too short to cross keep all."""
     found = ideal_mean(bandit_study.plain(1_000, 50))
     assert found["modes"] > 7 and found["tv"] > 0.7
+    wide = dict(sigma_max=0.5, sigma_min=0.01)
+    found = ideal_mean(bandit_study.annealed(wide, 10, 50, False, 2e-4), noise=wide)
+    assert found["modes"] > 7 and found["tv"] > 0.7
+
+
+@pytest.mark.parametrize(
+    ("w", "mean", "tv"),
+    [(1, 0.18, (0, 0.07)), (5, 0.43, (0, 0.2)), (10, 0.67, (0.2, 0.5)), (20, 0.75, (0.5, 1)),
+     (50, 0.68, (0.5, 1))],
+)  # fmt: skip
+def test_annealed_raw_chains_follow_the_soft_policy_only_while_it_is_warm(w, mean, tv):
+    wide = dict(sigma_max=0.5, sigma_min=0.01)
+    found = ideal_mean(bandit_study.annealed(wide, 10, w, False, 2e-4), noise=wide)
+    points = bandit.grid(200)
+    r = bandit.reward(points)
+    assert found["mean"] == pytest.approx(mean, abs=0.03) and tv[0] <= found["tv"] <= tv[1]
+    assert found["mean"] < bandit.integral(bandit.boltzmann(r, 1 / w) * r).item()
+
+
+# --- the recorded study
+
+
+def recorded(name):
+    return pd.read_csv(runs.data_root() / "bandit" / f"{name}.csv")
+
+
+def test_recorded_critics_fit_the_closed_form_at_every_level():
+    """The released noise range, at least three seeds: the mean of the critics against `bandit.smoothed`, and how far it
+    varies over uniform actions, least at the coarsest level."""
+    fit = recorded("fit").query("critic == 'narrow'")
+    assert fit["seed"].nunique() >= 3 and fit["updates"].min() >= 15_000
+    assert fit[fit["level"] > 0]["rmse"].max() < 0.02 and fit[fit["level"] == 0]["rmse"].max() < 0.03
+    spread = fit.groupby("level")["spread"].mean()
+    for level, expected in ((0, 0.14), (3, 0.195), (6, 0.196), (9, 0.198)):
+        assert spread[level] == pytest.approx(expected, abs=0.01)
+    assert spread[0] < spread[[3, 6, 9]].min() - 0.03
+
+
+def test_recorded_raw_chains_of_lql_find_the_reward_they_find_on_the_exact_landscape():
+    samples = recorded("samplers").query("critic == 'narrow'").set_index("sampler")["mean"]
+    for name, expected in (("LQL, 20 steps", 0.395), ("LQL, 20 steps, w 50", 0.60), ("LQL, 200 steps, w 50", 0.754)):
+        assert samples[name].mean() == pytest.approx(expected, abs=0.02)
+
+
+def test_recorded_wide_noise_with_a_moderate_w_beats_lql_on_every_critic():
+    """At twenty unit gradients, without actions at the edge. Whether it keeps 6.5 modes is measured, not asserted."""
+    rows = recorded("samplers").query("critic == 'wide'").set_index(["sampler", "seed"])
+    ours, theirs = (rows.loc[name] for name in ("NC-LQL unit, w 100", "LQL, 20 unit steps"))
+    assert (ours["mean"] >= 0.75).all() and (ours["edge"] < 0.02).all() and (ours["mean"] > theirs["mean"]).all()

@@ -9,6 +9,8 @@ from softpolicy.settings import size_of
 
 RECORDED = {
     "langevin-ablations": studies.LANGEVIN,
+    "langevin-every-step": studies.LANGEVIN_EVERY_STEP,
+    "langevin-cheetah": studies.LANGEVIN_CHEETAH,
     "lsac-ablations": studies.LSAC,
     "maze": studies.MAZE,
     **{f"multigoal/{layout}": study for layout, study in studies.MULTIGOAL.items()},
@@ -39,6 +41,7 @@ def test_recorded_runs_are_what_the_study_would_make_today(out):
     assert {k: v for k, v in found["identity"].items() if k != "physics"} == expected
 
 
+@pytest.mark.filterwarnings("ignore:more than half of the coordinates")
 def test_a_study_is_made_and_loaded_variant_by_variant(tmp_path):
     short = dict(env_id="Line-v0", seeds=[0], steps=60, n_envs=5, warmup=20, eval_every=30, eval_episodes=1,
                  checkpoint_every=30)  # fmt: skip
