@@ -74,7 +74,9 @@ LANGEVIN_CHEETAH = Study(
     protocol=dict(env_id="HalfCheetah-v5", seeds=[0, 1, 2], steps=100_000, warmup=10_000, eval_every=5_000,
                   eval_episodes=10, checkpoint_every=20_000),
     common=SIZES["small"],
-    variants={k: LANGEVIN.variants[k] for k in ("lql-annealed", "lql-large-steps")},
+    variants={k: LANGEVIN.variants[k] for k in ("lql-annealed", "joint", "lql-large-steps")}
+    | {"lql-annealed-lr": ("LQL, annealed steps, learning rate 0.0002", "lql",
+                           dict(levels=10, langevin_steps=2, lr=2e-4))},
 )  # fmt: skip
 
 # The multi-goal tasks (chapter *Stein soft actor-critic*), one temperature for all. S2AC as the authors ran it there,

@@ -124,7 +124,7 @@ def test_recorded_critics_fit_the_closed_form_at_every_level():
 def test_recorded_raw_chains_of_lql_find_the_reward_they_find_on_the_exact_landscape():
     samples = recorded("samplers").query("critic == 'narrow'").set_index("sampler")["mean"]
     for name, expected in (("LQL, 20 steps", 0.395), ("LQL, 20 steps, w 50", 0.60), ("LQL, 200 steps, w 50", 0.754)):
-        assert samples[name].mean() == pytest.approx(expected, abs=0.02)
+        assert len(samples[name]) >= 3 and (samples[name] - expected).abs().max() < 0.02
 
 
 def test_recorded_wide_noise_with_a_moderate_w_beats_lql_on_every_critic():
