@@ -76,12 +76,19 @@ class Run:
         write_atomically(self.out / "manifest.json", (json.dumps(self.manifest, indent=1) + "\n").encode())
 
     def append(self, name: str, rows: list[dict]) -> None:
-        """Append rows to `name`, flushed to disk before this returns."""
-        path = self.out / name
-        header = not path.exists() or path.stat().st_size == 0
+        """Append rows to `name`, in the order of the columns that are there, flushed to disk before this returns.
+        RunError if the columns are others."""
+        path, columns = self.out / name, list(rows[0])
+        there = []
+        if path.exists() and path.stat().st_size:
+            with open(path) as f:
+                there = f.readline().strip().split(",")
+        if there and set(there) != set(columns):
+            odd = ", ".join(sorted(set(there) ^ set(columns)))
+            raise RunError(f"{path} was begun by a library with other columns ({odd}); give another folder to run anew")
         text = io.StringIO()
-        writer = csv.DictWriter(text, rows[0].keys(), lineterminator="\n")
-        if header:
+        writer = csv.DictWriter(text, there or columns, lineterminator="\n")
+        if not there:
             writer.writeheader()
         writer.writerows(rows)
         try:

@@ -128,6 +128,17 @@ def test_a_complete_run_is_left_alone_and_can_be_extended(tmp_path):
     assert rows_of(tmp_path / "grown") == rows_of(tmp_path / "long")
 
 
+def test_rows_go_under_the_columns_that_are_there_in_whatever_order_they_come(tmp_path):
+    run = runs.Run(tmp_path, {"agent": "sac"})
+    run.append("rows.csv", [{"step": 1, "loss": 0.5, "q": 2.0}])
+    run.append("rows.csv", [{"step": 2, "q": 3.0, "loss": 0.25}])
+    assert pd.read_csv(tmp_path / "rows.csv").to_dict("list") == {"step": [1, 2], "loss": [0.5, 0.25], "q": [2.0, 3.0]}
+    with pytest.raises(runs.RunError, match=r"other columns \(alpha, q\)"):
+        run.append("rows.csv", [{"step": 3, "alpha": 3.0, "loss": 0.25}])
+    assert len(pd.read_csv(tmp_path / "rows.csv")) == 2
+    run.close()
+
+
 def test_a_run_made_before_a_setting_existed_goes_on_with_what_it_was(tmp_path):
     """`n_envs` and LQL's `chains` came later than the first recorded runs, which had one of each."""
     config, out = lql.Config(width=8, batch=4, langevin_steps=2), tmp_path / "old"
