@@ -118,19 +118,19 @@ def changed_settings(identity: dict) -> str:
 
 def status_table(root: Path | None = None) -> str:
     """One row a recorded run, from its manifest alone, as a Markdown table, and what the runs were made with; those
-    with default settings come first."""
+    with the default settings of a size come first."""
     table, made_with = [], {}
     for out in runs.find(root):
         m = runs.manifest(out)
         i, last = m["identity"], m["slices"][-1]
         versions = ", ".join(f"{k} {last['versions'][k]}" for k in ("torch", "gymnasium", "mujoco"))
         number = made_with.setdefault(f"{last['device']}; {versions}", len(made_with) + 1)
+        settings = [i["size"]] * (i["size"] in SIZES) + [changed_settings(i)] * bool(changed_settings(i))
         table.append(
             {
                 "agent": i["agent"],
-                "task": i["env_id"],
-                "size": i["size"] if i["size"] in SIZES else "own",
-                "settings": changed_settings(i) or "defaults",
+                "task": i["env_id"].removeprefix("softpolicy/"),
+                "settings": ", ".join(settings),
                 "seeds": len(i["seeds"]),
                 "steps": f"{m['step']:,}" + ("" if m["step"] == m["steps"] else f" of {m['steps']:,}"),
                 "status": m["status"] + (f", {len(m['diverged'])} diverged" if m["diverged"] else ""),
@@ -140,7 +140,7 @@ def status_table(root: Path | None = None) -> str:
         )
     if not table:
         return "No run has been recorded yet."
-    table.sort(key=lambda row: row["settings"] != "defaults")
+    table.sort(key=lambda row: row["settings"] not in SIZES)
     rows = pd.DataFrame(table).to_markdown(index=False, disable_numparse=True)
     notes = "; ".join(f"({number}) {what}" for what, number in made_with.items())
     return f"{rows}\n\n*Made*: the day the last slice began, the commit, and in brackets with what: {notes}."

@@ -178,6 +178,7 @@ def test_counts_that_environments_stepped_together_do_not_divide_are_refused(tmp
 
 
 @pytest.mark.parametrize("agent", [lql, nclql])
+@pytest.mark.filterwarnings("ignore:more than half of the coordinates")
 def test_langevin_agents_run_through_the_same_loop_and_can_be_cut(tmp_path, agent):
     config = agent.Config(width=16, batch=8)
     train(config, "Line-v0", [0, 1], 120, tmp_path / "long", **SHORT)
