@@ -135,7 +135,7 @@ def status_table(root: Path | None = None) -> str:
                 "steps": f"{m['step']:,}" + ("" if m["step"] == m["steps"] else f" of {m['steps']:,}"),
                 "status": m["status"] + (f", {len(m['diverged'])} diverged" if m["diverged"] else ""),
                 "hours": f"{m.get('seconds', 0) / 3600:.2f}",
-                "made": f"{last['started'][:10]}, {(last['commit'] or 'unknown')[:7]} ({number})",
+                "made by": f"{(last['commit'] or 'unknown')[:7]} ({number})",
             }
         )
     if not table:
@@ -143,7 +143,7 @@ def status_table(root: Path | None = None) -> str:
     table.sort(key=lambda row: row["settings"] not in SIZES)
     rows = pd.DataFrame(table).to_markdown(index=False, disable_numparse=True)
     notes = "; ".join(f"({number}) {what}" for what, number in made_with.items())
-    return f"{rows}\n\n*Made*: the day the last slice began, the commit, and in brackets with what: {notes}."
+    return f"{rows}\n\n*Made by*: the commit of the last slice, and in brackets with what: {notes}."
 
 
 if __name__ == "__main__":
