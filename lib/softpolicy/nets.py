@@ -72,9 +72,11 @@ class MLP(nn.Module):
         self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        for layer in self.layers[:-1]:
-            x = self.activation(layer(x))
-        return self.layers[-1](x)
+        activation = torch.relu_ if self.activation is F.relu else self.activation  # nobody else holds a layer's output
+        shape, x = x.shape[:-1], x.reshape(self.layers[0].weight.shape[:-2].numel(), -1, x.shape[-1])
+        for k, layer in enumerate(self.layers):
+            x = affine(activation(x) if k else x, layer.weight.flatten(0, -3), layer.bias.flatten(0, -3))
+        return x.view(*shape, -1)
 
 
 def mish_and_slope(z: Tensor) -> tuple[Tensor, Tensor]:

@@ -34,6 +34,30 @@ def test_linear_takes_further_axes():
     torch.testing.assert_close(layer(x), layer(x.flatten(1, 2)).unflatten(1, (5, 6)))
 
 
+@settings(max_examples=15, deadline=None)
+@given(s=st.integers(1, 2), e=st.integers(1, 2), b=st.integers(1, 5), n_out=st.integers(1, 3), hidden=st.integers(0, 2))
+def test_mlp_is_a_loop_of_plain_networks_with_their_gradients(s, e, b, n_out, hidden):
+    """ReLU is applied in place: neither the input nor what the backward pass needs may be overwritten."""
+    sizes = (3, *[4] * hidden, n_out)
+    net = nets.MLP((s, e), sizes, rng.generators(range(s), "test")).double()
+    x = torch.randn(s, e, b, 3, dtype=torch.float64, requires_grad=True)
+    weights, before = torch.randn(s, e, b, n_out, dtype=torch.float64), x.detach().clone()
+    inputs = [x, *net.parameters()]
+
+    def plain(i, j):
+        y = x[i, j]
+        for k, layer in enumerate(net.layers):
+            y = (y.relu() if k else y) @ layer.weight[i, j] + layer.bias[i, j]
+        return y
+
+    loop = torch.stack([torch.stack([plain(i, j) for j in range(e)]) for i in range(s)])
+    y = net(x)
+    torch.testing.assert_close(y, loop)
+    for fast, slow in zip(*(torch.autograd.grad((z * weights).sum(), inputs) for z in (y, loop)), strict=True):
+        torch.testing.assert_close(fast, slow)
+    assert torch.equal(x.detach(), before)
+
+
 def test_a_seeds_weights_do_not_depend_on_the_other_seeds():
     alone, among = one([3], 4, 8, 2), one([1, 3, 5], 4, 8, 2)
     for a, b in zip(alone.parameters(), among.parameters(), strict=True):
