@@ -18,6 +18,7 @@ import json
 import os
 import platform
 import subprocess
+import textwrap
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -256,6 +257,14 @@ def provenance(device) -> dict:
         "device": machine(device),
         "threads": torch.get_num_threads(),
     }
+
+
+def colophon(device) -> str:
+    """`provenance` as the last lines of a page."""
+    made = provenance(device)
+    versions = ", ".join(f"{name} {number}" for name, number in made["versions"].items() if number)
+    about = f"softpolicy {made['softpolicy']}, commit {made['commit'] or 'unknown'}, library {made['library']}"
+    return "\n".join([about, made["device"], *textwrap.wrap(versions, 80)])
 
 
 def version(package: str) -> str:
