@@ -116,8 +116,9 @@ def multigoal_claims(place: Path) -> list[Claim]:
     """From the recorded multi-goal runs: nearness to the soft optimum, obstacles, what a learned start is worth, and
     what the steps add to it."""
     found = []
-    for layout in studies.MULTIGOAL:
-        table = multigoal_study.summary(place, layout)
+    for task in studies.MULTIGOAL:
+        where = task.replace("-long", " goals, trained longer") if "-" in task else f"{task} goals"
+        table = multigoal_study.summary(place, task)
         score = {label: rows for label, rows in table.groupby("variant")} if len(table) else {}
         for column, sign, text in (
             ("distance", -1, "S2AC splits its episodes among the goals more like the soft-optimal policy than"),
@@ -125,8 +126,8 @@ def multigoal_claims(place: Path) -> list[Claim]:
             ("walled", 1, "S2AC reaches a goal more often, after a wall was put in, than"),
             ("elsewhere", 1, "S2AC ends more often at another goal than its favourite (it could spare that one) than"),
         ):
-            found.append(beyond(score, "S2AC", ("SAC", "SQL"), column, sign, f"{text} SAC and SQL ({layout} goals)"))
-        if layout == "three":
+            found.append(beyond(score, "S2AC", ("SAC", "SQL"), column, sign, f"{text} SAC and SQL ({where})"))
+        if task == "three":
             ours = "S2AC, learned start, 3 steps"
             start = "S2AC has a higher soft return with 3 steps from a learned start than with"
             steps = "SVGD steps add to a learned start: 3 steps have a higher soft return than none"
@@ -135,7 +136,7 @@ def multigoal_claims(place: Path) -> list[Claim]:
                 ("S2AC", f"{start} 10 from a fixed one"),
                 ("S2AC, learned start, no step", steps),
             ):
-                found.append(beyond(score, ours, (other,), "soft", 1, f"{text} ({layout} goals)"))
+                found.append(beyond(score, ours, (other,), "soft", 1, f"{text} ({where})"))
     return found
 
 
@@ -151,9 +152,10 @@ def beyond(score: dict[str, pd.DataFrame], ours: str, others: tuple, column: str
 
 def amortised_claims(place: Path, bench: Path) -> list[Claim]:
     """From the recorded multi-goal runs and a benchmark: the amortised sampler beside the particles it replaces."""
-    tables = [multigoal_study.shares(place, layout, "S2AC") for layout in studies.MULTIGOAL]
+    tables = [multigoal_study.shares(place, task, "S2AC") for task in studies.MULTIGOAL]
+    tables = [table for table in tables if len(table)]
     same = "The amortised sampler acts like the particles: shares of the goals within 0.1"
-    if not all(len(t) for t in tables):
+    if not tables:
         return [Claim(STEIN, same, "not run", "no run recorded")]
     apart = pd.concat([(t.loc["amortised"] - t.loc["random"]).abs().max(axis=1) for t in tables])
     evidence = f"largest difference {apart.min():.2f} to {apart.max():.2f}, within 0.1 in {(apart <= 0.1).sum()} of"

@@ -10,9 +10,10 @@ slices, in folders TASK/VARIANT, and puts beside the rows of each run
                 soft return
 `paths.csv`     at the end: sampled paths to draw, without and with the wall
 
-and TASK/exact.json, the same numbers of the soft-optimal policy.
+and TASK/exact.json, the same numbers of the soft-optimal policy (`three-long` is the task `three`, trained longer).
 
-Everything is measured on actions that the policy draws; no agent's own estimate of its density enters.
+Everything is measured on actions that the policy draws. Only the rows `own` of `entropy.csv` hold an agent's own
+estimate of its entropy, at the probes, where it has one.
 """
 
 from __future__ import annotations
@@ -33,6 +34,11 @@ from softpolicy.studies import ALPHA
 from softpolicy.train import trained
 
 SLICES = 10  # of the training after the warm-up; progress.csv has a row a seed after each
+
+
+def layout_of(task: str) -> str:
+    """The layout of a study's task: `three` of `three-long`."""
+    return task.removesuffix("-long")
 
 
 def policy(agent, seeds, name: str, select: str | None = None):
@@ -63,8 +69,9 @@ def entropies(agent, seeds, position: np.ndarray, draws: int, name: str) -> np.n
 
 
 def along_paths(agent, seeds, layout: str, gamma: float, alpha: float, episodes: int = 16, draws: int = 64):
-    """Rows about the entropy of the policy before step t of sampled episodes, and at the probes; and, a row a seed,
-    `soft`: the mean of `sum_t gamma^t (r_t + alpha H_t)`, what a maximum-entropy policy maximises."""
+    """Rows about the entropy of the policy before step t of sampled episodes, and at the probes, there also the agent's
+    own estimate if it has one; and, a row a seed, `soft`: the mean of `sum_t gamma^t (r_t + alpha H_t)`, what a
+    maximum-entropy policy maximises."""
     found = multigoal.simulate(policy(agent, seeds, "paths"), layout, (len(seeds), episodes))
     rows, soft, goals = [], np.zeros(len(seeds)), multigoal.goals_of(layout)
     for t in range(multigoal.STEPS):
@@ -82,16 +89,21 @@ def along_paths(agent, seeds, layout: str, gamma: float, alpha: float, episodes:
     h = entropies(agent, seeds, probes, 4 * draws, "probes")
     rows += [{"where": "probe", "at": k, "seed": s, "entropy": h[i, k], "n": 4 * draws}
              for i, s in enumerate(seeds) for k in range(h.shape[1])]  # fmt: skip
+    if hasattr(agent, "entropy"):
+        obs = torch.as_tensor(np.repeat(probes, draws, 1), dtype=torch.float32)
+        own = agent.entropy(obs, rng.generators(seeds, "own")).unflatten(1, (-1, draws)).mean(-1)  # [S, probes]
+        rows += [{"where": "own", "at": k, "seed": s, "entropy": own[i, k].item(), "n": draws}
+                 for i, s in enumerate(seeds) for k in range(own.shape[1])]  # fmt: skip
     rows += [{"where": "soft", "at": 0, "seed": s, "entropy": soft[i], "n": episodes} for i, s in enumerate(seeds)]
     return pd.DataFrame(rows)
 
 
-def follow(layout: str, variant: str, out, **changes) -> None:
+def follow(task: str, variant: str, out, **changes) -> None:
     """Train a variant in slices and describe it after each and at the end; what is there is not made again.
 
     `changes` replace arguments of the study's protocol.
     """
-    study, place = studies.MULTIGOAL[layout], Path(out) / layout
+    study, place, layout = studies.MULTIGOAL[task], Path(out) / task, layout_of(task)
     protocol = study.protocol | changes
     seeds, warmup, steps, folder = protocol["seeds"], protocol["warmup"], protocol["steps"], place / variant
     done = pd.read_csv(folder / "progress.csv") if (folder / "progress.csv").exists() else pd.DataFrame({"step": []})
@@ -102,7 +114,7 @@ def follow(layout: str, variant: str, out, **changes) -> None:
         rows = ends(trained(folder), seeds, layout, 100)
         done = pd.concat([done, rows.assign(step=until)], ignore_index=True)
         write(folder, "progress", done)
-        print(f"{layout} {variant}, step {until}: mean return {rows['return'].mean():.1f}", flush=True)
+        print(f"{task} {variant}, step {until}: mean return {rows['return'].mean():.1f}", flush=True)
     if not (folder / "paths.csv").exists():
         agent, gamma = trained(folder), studies.config(study, variant).gamma
         write(folder, "final", final(agent, seeds, layout))
@@ -150,17 +162,17 @@ def exact(layout: str, episodes: int = 200) -> dict:
     }
 
 
-def shares(place: Path, layout: str, label: str) -> pd.DataFrame:
+def shares(place: Path, task: str, label: str) -> pd.DataFrame:
     """Recorded shares of the goals and of none, a row for each selection and seed, the index; empty if not run."""
-    folder = next(place / layout / k for k, v in studies.MULTIGOAL[layout].variants.items() if v[0] == label)
+    folder = next(place / task / k for k, v in studies.MULTIGOAL[task].variants.items() if v[0] == label)
     if not (folder / "final.csv").exists():
         return pd.DataFrame()
     rows = pd.read_csv(folder / "final.csv")
     rows = rows[~rows["walls"]].set_index(["select", "seed"])
-    return rows[[f"g{i}" for i in range(len(multigoal.GOALS[layout]))] + ["none"]]
+    return rows[[f"g{i}" for i in range(len(multigoal.GOALS[layout_of(task)]))] + ["none"]]
 
 
-def summary(place: Path, layout: str) -> pd.DataFrame:
+def summary(place: Path, task: str) -> pd.DataFrame:
     """One row a recorded variant and seed, for sampled actions without the wall: the columns of `ends` and
 
     goals     those reached in more than 5 % of the episodes
@@ -169,11 +181,11 @@ def summary(place: Path, layout: str) -> pd.DataFrame:
     walled    the share of episodes that reach a goal with the wall
     elsewhere the share that ends at another goal than the seed's favourite: what a wall before that one would leave
     """
-    best, tables = json.loads((place / layout / "exact.json").read_text()), []
-    for variant, (label, *_) in studies.MULTIGOAL[layout].variants.items():
-        if not (place / layout / variant / "entropy.csv").exists():
+    best, tables = json.loads((place / layout_of(task) / "exact.json").read_text()), []
+    for variant, (label, *_) in studies.MULTIGOAL[task].variants.items():
+        if not (place / task / variant / "entropy.csv").exists():
             continue
-        final, entropy = (pd.read_csv(place / layout / variant / f"{name}.csv") for name in ("final", "entropy"))
+        final, entropy = (pd.read_csv(place / task / variant / f"{name}.csv") for name in ("final", "entropy"))
         final = final[final["select"] == "random"].set_index("seed")
         free, goals = final[~final["walls"]], [f"g{i}" for i in range(len(best["shares"]))]
         table = free.assign(
@@ -200,16 +212,17 @@ def main() -> None:
     parser.add_argument("--variants", nargs="+", help="only these")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    for layout in args.tasks:
+    for task in args.tasks:
+        layout = layout_of(task)
         if not (reference := args.out / layout / "exact.json").exists():
             reference.parent.mkdir(parents=True, exist_ok=True)
             reference.write_text(json.dumps(exact(layout), indent=1) + "\n")
-        variants = studies.MULTIGOAL[layout].variants
+        variants = studies.MULTIGOAL[task].variants
         for variant in args.variants or variants:
             if variant not in variants:
                 parser.error(f"unknown variant '{variant}'; accepted are {', '.join(variants)}")
             try:
-                follow(layout, variant, args.out)
+                follow(task, variant, args.out)
             except runs.RunError as e:
                 sys.exit(f"error: {e}")
 

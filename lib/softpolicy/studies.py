@@ -111,6 +111,29 @@ MULTIGOAL = {
         ("four", "softpolicy/MultiGoal-v0", STEIN),
     )
 }  # fmt: skip
+# With three goals those runs end before they have settled: SAC's own learning rate, and 2.5 times the updates. There
+# also a bandwidth that does not shrink with the particles.
+STEIN_LONG = {k: STEIN[k] for k in ("sac", "sql", "s2ac", "s2ac-learned")} | {
+    "s2ac-bandwidth": ("S2AC, bandwidth 0.2", "s2ac", dict(svgd_steps=10, sigma=0.2, **START, **CAP)),
+}
+MULTIGOAL["three-long"] = MULTIGOAL["three"]._replace(
+    protocol=MULTIGOAL["three"].protocol | dict(steps=22_000),
+    common=MULTIGOAL["three"].common | dict(lr=3e-4),
+    variants=STEIN_LONG,
+)
+
+# What S2AC is without steps, beside SAC at the same fixed temperature, under the protocol of the main runs.
+STEIN_CONTROLS = Study(
+    protocol=dict(env_id="Hopper-v5", seeds=[0, 1, 2], steps=100_000, warmup=10_000, eval_every=5_000,
+                  eval_episodes=10, checkpoint_every=20_000),
+    common=SIZES["small"],
+    variants={
+        "sac": ("SAC, temperature 0.2", "sac", dict(init_alpha=ALPHA, learn_alpha=False)),
+        "s2ac-0": ("S2AC without steps", "s2ac", dict(svgd_steps=0, start="diagonal", std_min=1e-3, std_max=7.4,
+                                                      truncation="none", lr=3e-4)),
+        "s2ac-start": ("S2AC without steps, its own start law", "s2ac", dict(svgd_steps=0)),
+    },
+)  # fmt: skip
 
 # LSAC's parts and its authors' code, one departure at a time (chapter *Langevin soft actor-critic*). For the 5,000
 # updates of this protocol the policy starts nearly greedy, policy and targets move faster and fits come more often. So
@@ -190,6 +213,7 @@ STUDIES = {
     "langevin": LANGEVIN,
     "langevin-every-step": LANGEVIN_EVERY_STEP,
     "langevin-cheetah": LANGEVIN_CHEETAH,
+    "stein-controls": STEIN_CONTROLS,
     "lsac": LSAC,
     "maze": MAZE,
 }

@@ -66,6 +66,25 @@ def test_soft_return_of_a_gaussian_policy():
         assert soft[s] == pytest.approx(np.mean(sums), abs=1.0)
 
 
+def test_an_agents_own_entropy_is_kept_beside_the_measured_one():
+    class Knowing(Walker):
+        def entropy(self, obs, streams):
+            return obs.sum(-1)
+
+    table = study.along_paths(Knowing(SPREAD), [0, 1], "three", 0.9, 2.0, episodes=2, draws=16)
+    own = table[table["where"] == "own"].pivot(index="seed", columns="at", values="entropy").to_numpy()
+    assert own == pytest.approx(np.tile(multigoal.PROBES["three"].sum(1), (2, 1)), abs=1e-5)
+    assert "own" not in set(study.along_paths(Walker(SPREAD), [0], "three", 0.9, 2.0, 2, 16)["where"])
+
+
+def test_the_longer_study_is_the_same_task_with_other_steps():
+    assert study.layout_of("three-long") == study.layout_of("three") == "three"
+    long, short = studies.MULTIGOAL["three-long"], studies.MULTIGOAL["three"]
+    differ = {k for k in long.protocol if long.protocol[k] != short.protocol[k]}
+    assert differ == {"steps"} and {k for k in long.common if long.common[k] != short.common[k]} == {"lr"}
+    assert studies.config(long, "s2ac").lr == studies.config(long, "sac").lr == 3e-4
+
+
 def test_each_selection_is_measured_with_and_without_the_wall():
     chosen = []
 

@@ -29,6 +29,15 @@ def agent(seeds=(0,), **kw):
     return s2ac.Config(**{**SMALL, **kw}).build(O, A, list(seeds)).double()
 
 
+def test_entropy_of_a_narrow_start_law_is_that_of_its_gaussian():
+    """Without steps, at std 0.01, tanh changes nothing: A log(std sqrt(2 pi e)) nats in every state."""
+    a = agent((0, 1), start="none", std_fixed=0.01, svgd_steps=0, truncation="none", particles=2_000)
+    h = a.entropy(numbers(0, 2, 3, O), rng.generators([0, 1], "test"))
+    assert h.shape == (2, 3)
+    # sampling error: the mean of log N has standard deviation sqrt(A / 2 M)
+    assert (h - A * math.log(0.01 * math.sqrt(2 * math.pi * math.e))).abs().max() < 5 * math.sqrt(A / 4_000)
+
+
 # --- the score
 
 

@@ -13,6 +13,7 @@ RECORDED = {
     "langevin-cheetah": studies.LANGEVIN_CHEETAH,
     "lsac-ablations": studies.LSAC,
     "maze": studies.MAZE,
+    "stein-controls": studies.STEIN_CONTROLS,
     **{f"multigoal/{layout}": study for layout, study in studies.MULTIGOAL.items()},
 }
 FOLDERS = [out for place in RECORDED for out in runs.find(runs.data_root() / "runs" / place)]

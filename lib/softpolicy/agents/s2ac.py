@@ -252,6 +252,13 @@ class S2AC(nn.Module):
         return info | {"sigma": sample.sigma.mean((0, 2)), "bound": sample.bound.mean((0, 2)), "invalid": invalid}
 
     @torch.no_grad()
+    def entropy(self, obs: Tensor, streams) -> Tensor:
+        """The closed form of the policy's entropy, `[S, B]` in nats, from fresh particles at obs `[S, B, O]`."""
+        landscape = sp.Landscape(self.critic, obs, self.config.particles)
+        sample = self.sample(landscape, obs, sp.Draws(obs, streams))
+        return soft_value(torch.zeros_like(sample.log_pi), sample.log_pi, sample.weight, 1.0)
+
+    @torch.no_grad()
     def diagnose(self, obs: Tensor, streams) -> dict[str, Tensor]:
         """`describe` for fresh particles at obs `[S, B, O]`, eps / sigma^2, and how far the closed form of log q is
         from the exact log-determinants of the same steps: the mean of |difference| over particles, `[S]`. Slow.
