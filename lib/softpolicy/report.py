@@ -116,6 +116,13 @@ def changed_settings(identity: dict) -> str:
     return ", ".join(f"{k} {v}" for k, v in found.items() if v != preset[k])
 
 
+def state(manifest: dict) -> str:
+    """What is to be said of a run that is not complete with all its seeds."""
+    words = [manifest["status"]] * (manifest["status"] != "complete")
+    words += [f"{len(manifest['diverged'])} diverged"] * bool(manifest["diverged"])
+    return "".join(f", {word}" for word in words)
+
+
 def status_table(root: Path | None = None) -> str:
     """One row a recorded run, from its manifest alone, as a Markdown table, and what the runs were made with; those
     with the default settings of a size come first."""
@@ -132,8 +139,7 @@ def status_table(root: Path | None = None) -> str:
                 "task": i["env_id"].removeprefix("softpolicy/"),
                 "settings": ", ".join(settings),
                 "seeds": len(i["seeds"]),
-                "steps": f"{m['step']:,}" + ("" if m["step"] == m["steps"] else f" of {m['steps']:,}"),
-                "status": m["status"] + (f", {len(m['diverged'])} diverged" if m["diverged"] else ""),
+                "steps": f"{m['step']:,}" + ("" if m["step"] == m["steps"] else f" of {m['steps']:,}") + state(m),
                 "hours": f"{m.get('seconds', 0) / 3600:.2f}",
                 "made by": f"{(last['commit'] or 'unknown')[:7]} ({number})",
             }
