@@ -10,9 +10,10 @@ import pandas as pd
 import pytest
 import torch
 
-from softpolicy import claims, multigoal, runs, studies
+from softpolicy import multigoal, runs, studies
 from softpolicy import multigoal_study as study
 from softpolicy import streams as rng
+from softpolicy.claims import stein
 
 SPREAD = 0.1
 GAUSSIAN_ENTROPY = 1 + math.log(2 * math.pi * SPREAD**2)
@@ -138,16 +139,16 @@ def test_summary_and_claims_of_recorded_tables(tmp_path):
     assert table["walled"].tolist() == [0.5, 0.5, 1, 1]
     assert table["elsewhere"].to_numpy() == pytest.approx([0, 0, 2 / 3, 2 / 3], abs=1e-4)
     score = dict(list(study.summary(place, "three").groupby("variant")))
-    words = [claims.beyond(score, "S2AC", ("SAC",), c, sign, "").verdict
+    words = [stein.beyond(score, "S2AC", ("SAC",), c, sign, "").verdict
              for c, sign in (("distance", -1), ("soft", 1), ("walled", 1))]  # fmt: skip
     assert words == ["reproduced", "not reproduced", "reproduced"]
-    assert claims.beyond(score, "S2AC", ("SQL",), "soft", 1, "").verdict == "not run"
-    same, _ = claims.amortised_claims(place, Path(__file__).parents[2] / "data" / "bench" / "cpu.json")
+    assert stein.beyond(score, "S2AC", ("SQL",), "soft", 1, "").verdict == "not run"
+    same, _ = stein.amortised_claims(place, Path(__file__).parents[2] / "data" / "bench" / "cpu.json")
     assert same.verdict == "reproduced" and "4 runs" in same.evidence
     rate = {("s2ac", 1): 10.0, ("s2ac", 5): 50.0, ("s2ac amortised", 1): 40.0, ("s2ac amortised", 5): 41.0}
-    rows = [{"what": claims.ACTION, "name": k, "seeds": n, "per_second": r} for (k, n), r in rate.items()]
+    rows = [{"what": stein.ACTION, "name": k, "seeds": n, "per_second": r} for (k, n), r in rate.items()]
     (tmp_path / "bench.json").write_text(json.dumps({"rows": rows}))
-    _, faster = claims.amortised_claims(place, tmp_path / "bench.json")
+    _, faster = stein.amortised_claims(place, tmp_path / "bench.json")
     assert faster.verdict == "reproduced" and "4.0 times" in faster.evidence  # one seed beside one seed
 
 
@@ -156,7 +157,7 @@ def test_a_learned_start_is_compared_with_itself_without_steps(monkeypatch, tmp_
     soft = {"S2AC, learned start, 3 steps": -130.0, "S2AC, learned start, no step": -130.0, "S2AC, 3 steps": -300.0}
     table = pd.DataFrame({"variant": name, "soft": value + s} for name, value in soft.items() for s in (-1, 0, 1))
     monkeypatch.setattr(study, "summary", lambda *_: table)
-    found = {c.claim: c.verdict for c in claims.multigoal_claims(tmp_path)}
+    found = {c.claim: c.verdict for c in stein.multigoal_claims(tmp_path)}
     start = "S2AC has a higher soft return with 3 steps from a learned start than with"
     assert found[f"{start} 3 from a fixed one (three goals)"] == "reproduced"
     assert found[f"{start} 10 from a fixed one (three goals)"] == "not run"

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from softpolicy import claims, plots, report, runs, studies
 from softpolicy.agents import lsac, sac
+from softpolicy.claims import langevin, verdicts
+from softpolicy.claims import lsac as about_lsac
 
 finite = st.floats(-1e4, 1e4)
 
@@ -103,7 +105,7 @@ def write_pair(root, ours, theirs, **identity):
 )  # fmt: skip
 def test_more_is_strict_and_at_least_is_not(ours, theirs, more, at_least):
     scores = pd.Series(ours, dtype=float), pd.Series(theirs, dtype=float)
-    assert claims.difference(*scores)[0] == more and claims.difference(*scores, at_least=True)[0] == at_least
+    assert verdicts.difference(*scores)[0] == more and verdicts.difference(*scores, at_least=True)[0] == at_least
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_more_is_strict_and_at_least_is_not(ours, theirs, more, at_least):
 )
 def test_the_wording_of_a_claim_decides_what_equal_returns_mean(tmp_path, words, word):
     write_pair(tmp_path, [5, 5, 5], [5, 5, 5])
-    assert claims.beats("nclql", "sac", "Hopper-v5", "here", words, tmp_path).verdict == word
+    assert verdicts.beats("nclql", "sac", "Hopper-v5", "here", words, tmp_path).verdict == word
 
 
 @pytest.mark.parametrize(
@@ -121,19 +123,19 @@ def test_the_wording_of_a_claim_decides_what_equal_returns_mean(tmp_path, words,
 )  # fmt: skip
 def test_one_agent_beats_another_only_if_the_interval_of_the_difference_says_so(tmp_path, ours, theirs, word):
     write_pair(tmp_path, ours, theirs)
-    claim = claims.beats("nclql", "sac", "Hopper-v5", "here", "beats", tmp_path)
+    claim = verdicts.beats("nclql", "sac", "Hopper-v5", "here", "beats", tmp_path)
     assert claim.verdict == word and "(n = 3)" in claim.evidence
-    assert claims.beats("nclql", "sac", "Walker2d-v5", "here", "beats", tmp_path).verdict == "not run"
+    assert verdicts.beats("nclql", "sac", "Walker2d-v5", "here", "beats", tmp_path).verdict == "not run"
 
 
 def test_ablations_that_are_not_recorded_have_no_verdict(tmp_path):
-    assert {c.verdict for c in claims.ablation_claims(tmp_path)} == {"not run"}
+    assert {c.verdict for c in langevin.ablation_claims(tmp_path)} == {"not run"}
 
 
 @pytest.mark.parametrize("changes", [dict(n_envs=5), dict(warmup=1_000), dict(eval_every=100), dict(eval_episodes=1)])
 def test_runs_of_another_protocol_are_not_compared(tmp_path, changes):
     write_pair(tmp_path, [1, 2, 3], [1, 2, 3], **changes)
-    assert claims.beats("nclql", "sac", "Hopper-v5", "here", "beats", tmp_path).verdict == "not run"
+    assert verdicts.beats("nclql", "sac", "Hopper-v5", "here", "beats", tmp_path).verdict == "not run"
 
 
 def test_two_runs_of_an_agent_on_a_task_are_refused_by_name(tmp_path):
@@ -143,7 +145,7 @@ def test_two_runs_of_an_agent_on_a_task_are_refused_by_name(tmp_path):
     write_run(tmp_path, "Hopper-v5", [1.0, 2.0], 100_000)
     for use in (
         lambda: report.against_reported(root=tmp_path),
-        lambda: claims.beats("lql", "sac", "HalfCheetah-v5", "here", "beats", tmp_path, "paper"),
+        lambda: verdicts.beats("lql", "sac", "HalfCheetah-v5", "here", "beats", tmp_path, "paper"),
     ):
         with pytest.raises(runs.RunError, match="are both runs of sac at size paper on HalfCheetah-v5") as e:
             use()
@@ -167,7 +169,7 @@ def study_rows(**returns):
 def test_claims_on_the_parts_of_lsac_follow_the_study(monkeypatch, tmp_path, other, word):
     returns = {"LSAC": -4.0} | ({} if other is None else {"Adam": other, "real_data_only": other})
     monkeypatch.setattr(studies, "load", lambda *_: study_rows(**returns))
-    found = {c.claim.split(" (Inv")[0]: c.verdict for c in claims.lsac_study_claims(tmp_path)}
+    found = {c.claim.split(" (Inv")[0]: c.verdict for c in about_lsac.lsac_study_claims(tmp_path)}
     adam = "Adam, which is not clipped and has bias correction"
     assert found[f"LSAC's critics by aSGLD return more than by {adam}"] == word
     assert found["Synthetic data with refined actions learn faster than real data alone"] == word
@@ -178,7 +180,7 @@ def test_lsac_is_compared_with_dsact_at_both_step_sizes(monkeypatch, tmp_path):
     """Ahead of DSAC-T with its own small steps and behind it with equal ones: both are said."""
     returns = {"LSAC": 5.0, "DSAC-T": 1.0, "DSAC-T,_step_size_of_LSAC": 9.0}
     monkeypatch.setattr(studies, "load", lambda *_: study_rows(**returns))
-    found = {c.claim.split(" (Inv")[0]: c.verdict for c in claims.lsac_study_claims(tmp_path)}
+    found = {c.claim.split(" (Inv")[0]: c.verdict for c in about_lsac.lsac_study_claims(tmp_path)}
     assert found["LSAC (critics by steps of 0.001) returns more than DSAC-T with its own 0.0001"] == "reproduced"
     assert found["LSAC (critics by steps of 0.001) returns more than DSAC-T with LSAC's 0.001"] == "not reproduced"
 
@@ -208,7 +210,7 @@ def write_maze(root, agent, coverage, counts):
 
 def test_a_route_counts_if_a_twentieth_of_the_episodes_take_it(tmp_path):
     write_maze(tmp_path, "lsac", [0.5, 0.7], [50, 4, 6, 40])
-    table = claims.maze_table(tmp_path)
+    table = about_lsac.maze_table(tmp_path)
     assert table["variant"].tolist() == ["LSAC"] * 2 and table["coverage"].tolist() == [0.5, 0.7]
     assert table["gain"].tolist() == pytest.approx([0.25, 0.35])  # since step 10, the end of the warm-up
     assert table["routes"].tolist() == [2, 2] and table["goals"].tolist() == [1, 1]
@@ -219,13 +221,13 @@ def test_a_route_counts_if_a_twentieth_of_the_episodes_take_it(tmp_path):
     ([50, 0, 50, 0], [100, 0, 0, 0], "reproduced"), ([100, 0, 0, 0], [50, 0, 50, 0], "not reproduced"),
 ])  # fmt: skip
 def test_maze_claims_follow_routes_and_coverage(tmp_path, ours, theirs, word):
-    assert {c.verdict for c in claims.maze_claims(claims.maze_table(tmp_path))} == {"not run"}
+    assert {c.verdict for c in about_lsac.maze_claims(about_lsac.maze_table(tmp_path))} == {"not run"}
     high = [0.8, 0.9] if word == "reproduced" else [0.2, 0.1]
     write_maze(tmp_path, "lsac", high, ours)
     write_maze(tmp_path, "sac", [0.5, 0.5], theirs)
     write_maze(tmp_path, "adam", [0.5, 0.5], theirs)
     write_maze(tmp_path, "dsact", [0.5, 0.5], theirs)
-    all_ = {c.claim: c for c in claims.maze_claims(claims.maze_table(tmp_path))}
+    all_ = {c.claim: c for c in about_lsac.maze_claims(about_lsac.maze_table(tmp_path))}
     assert all_["LSAC visits more of the maze than DSAC-T (PointMaze)"].evidence.endswith(
         "; step sizes of the critics 0.001 and 0.0001"
     )
@@ -242,19 +244,19 @@ def test_maze_claims_follow_routes_and_coverage(tmp_path, ours, theirs, word):
 def test_cost_counts_the_fits(tmp_path, rate, word):
     """SAC 100 and DSAC-T 50 updates a second; fits and generation add 1 ms to each of LSAC's."""
     bench, config = tmp_path / "cpu.json", lsac.Config()
-    assert claims.lsac_cost_claim(bench).verdict == "not run"
+    assert about_lsac.lsac_cost_claim(bench).verdict == "not run"
     fit = {"training step": config.diffusion_steps / 5, "transition": config.n_synth / 5}  # 10 seconds for 10,000
     rows = [{"what": "update, paper", "name": n, "per_second": r} for n, r in
             (("sac", 100), ("dsact", 50), ("lsac", rate))]  # fmt: skip
     rows += [{"what": what, "name": "diffusion, ours", "per_second": r} for what, r in fit.items()]
     bench.write_text(json.dumps({"rows": [row | {"seeds": 1} for row in rows]}))
-    assert claims.lsac_costs(bench)["LSAC's fits and generation"] == pytest.approx(1.0)
-    assert claims.lsac_cost_claim(bench).verdict == word
+    assert about_lsac.lsac_costs(bench)["LSAC's fits and generation"] == pytest.approx(1.0)
+    assert about_lsac.lsac_cost_claim(bench).verdict == word
 
 
 @given(st.lists(st.booleans(), min_size=1))
 def test_a_comparison_seed_by_seed_is_reproduced_only_if_every_seed_says_so(better):
-    word = claims.paired(pd.Series(better))
+    word = verdicts.paired(pd.Series(better))
     assert (word == "reproduced") == all(better)
     assert (word == "not reproduced") == (sum(better) <= len(better) / 2)
 

@@ -1,0 +1,43 @@
+"""The claims of the papers, each with what our recorded rows say about it: the table on page one and in the chapters.
+
+`python -m softpolicy.claims` prints it in Markdown, for the site. `verdicts` has the rules; each paper has a module.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+
+from softpolicy import report
+from softpolicy.claims.langevin import langevin_claims
+from softpolicy.claims.lsac import LSAC_TASKS, lsac_claims, lsac_costs, maze_table
+from softpolicy.claims.stein import stein_claims
+from softpolicy.claims.verdicts import Claim
+
+__all__ = ["LSAC_TASKS", "langevin_claims", "lsac_claims", "lsac_costs", "maze_table", "stein_claims"]
+
+
+def all_claims(root: Path | None = None) -> list[Claim]:
+    """Every claim the book tests, with the verdict that the recorded rows give."""
+    return [*sac_claims(root), *langevin_claims(root), *stein_claims(root), *lsac_claims(root)]
+
+
+def sac_claims(root: Path | None = None) -> list[Claim]:
+    """Chapter *Soft policies*: returns at 100k steps beside the reported ones."""
+    table = report.against_reported(root=root)
+    found = []
+    for _, r in table[table["steps"] == 100_000].iterrows():
+        evidence = "no run recorded"
+        if r["n"]:
+            evidence = (
+                f"ours {r['ours']:.0f} {r['interval']} (n = {r['n']}); reported {r['reported']} on {r['reported_env']}"
+            )
+        text = f"SAC on {r['env_id']} at 100k steps returns what {r['source']} reports"
+        found.append(Claim("[Soft policies](soft_policies.ipynb)", text, r["verdict"], evidence))
+    return found
+
+
+def claims_table(root: Path | None = None) -> str:
+    """The claims as a Markdown table."""
+    return pd.DataFrame(all_claims(root)).to_markdown(index=False, disable_numparse=True)

@@ -1,0 +1,144 @@
+"""The claims of LSAC (arXiv 2501.17827); chapter *Langevin soft actor-critic*."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+
+from softpolicy import report, runs, studies
+from softpolicy.agents import dsact, lsac, sac
+from softpolicy.claims.verdicts import Claim, beats, difference, paired, remark
+
+LSAC = "[Langevin soft actor-critic](lsac.ipynb)"
+LSAC_TASKS = ("HalfCheetah-v5", "dm_control/cheetah-run")
+
+
+def lsac_claims(root: Path | None = None) -> list[Claim]:
+    """Chapter *Langevin soft actor-critic*: optimiser, replicas, synthetic data, mazes, returns and cost beside SAC and
+    DSAC-T."""
+    recorded = runs.data_root() / "runs"
+    return [
+        *lsac_study_claims(recorded / "lsac-ablations"),
+        *maze_claims(maze_table(recorded / "maze")),
+        *(remark(beats("lsac", other, task, LSAC, "returns at least as much as", root),
+                 f"step sizes of the critics {lsac.Config.lr:g} and {module.Config.lr:g}")
+          for task in LSAC_TASKS for other, module in (("sac", sac), ("dsact", dsact))),
+        lsac_cost_claim(runs.data_root() / "bench" / "cpu.json"),
+    ]  # fmt: skip
+
+
+def lsac_study_claims(place: Path) -> list[Claim]:
+    """From the recorded study: what aSGLD, replicas, synthetic data and refinement are worth on its task."""
+    rows, protocol = studies.load(studies.LSAC, place), studies.LSAC.protocol
+    scale, by_label = f"{protocol['env_id']}, {protocol['steps']:,} steps", {}
+    if len(rows):
+        by_label = dict(list(rows.groupby("variant")))
+    found, real, at_end, over = [], "real data only", report.score_at, report.mean_return
+    rate = {k: f"{studies.config(studies.LSAC, k).lr:g}" for k in ("lsac", "sac", "dsact", "dsact-lr-1e-3")}
+    steps = f"LSAC (critics by steps of {rate['lsac']}) returns more than"
+    adam = "Adam, which is not clipped and has bias correction"
+    for ours, other, score, text in (
+        ("LSAC", "Adam", at_end, f"LSAC's critics by aSGLD return more than by {adam}"),
+        (real, "real data, Adam", at_end, f"Critics by aSGLD return more than by {adam}, on real data only"),
+        (real, "real data, noise 1e-8", at_end,
+         f"Langevin noise of {lsac.Config.noise_scale:g} returns more than noise of 1e-8, on real data only"),
+        ("LSAC", "1 replica", at_end, "Ten replicas return more than one"),
+        (real, "real data, 1 replica", at_end, "Ten replicas return more than one, on real data only"),
+        ("LSAC", "SAC", at_end, f"{steps} SAC ({rate['sac']})"),
+        ("LSAC", "DSAC-T", at_end, f"{steps} DSAC-T with its own {rate['dsact']}"),
+        ("LSAC", "DSAC-T, step size of LSAC", at_end, f"{steps} DSAC-T with LSAC's {rate['dsact-lr-1e-3']}"),
+        ("LSAC", real, over, "Synthetic data with refined actions learn faster than real data alone"),
+        ("larger diffusion model", real, over, "Those of a larger diffusion model learn faster than real data alone"),
+        ("LSAC", "no refinement", over, "Synthetic data learn faster with refined actions than as generated"),
+    ):  # fmt: skip
+        pair = [
+            score(by_label[label], protocol["steps"]) if label in by_label else pd.Series(dtype=float)
+            for label in (ours, other)
+        ]
+        measure = "last three evaluations" if score is at_end else "mean over training"
+        found.append(Claim(LSAC, f"{text} ({scale}, {measure})", *difference(*pair)))
+    return found
+
+
+def maze_table(place: Path) -> pd.DataFrame:
+    """The recorded runs in mazes that `maze_study` was applied to, a row a seed: coverage at the end and its gain since
+    the warm-up, whose actions are uniform; and of the final policy the routes and goals to which 5 % of its episodes
+    went, and the share that reached a goal."""
+    labels, table = {folder: label for folder, (label, *_) in studies.MAZE.variants.items()}, []
+    for out in sorted(runs.find(place), key=lambda out: [*labels, out.name].index(out.name)):
+        if not ((out / "coverage.csv").exists() and (out / "routes.csv").exists()):
+            continue
+        identity, coverage = runs.manifest(out)["identity"], pd.read_csv(out / "coverage.csv")
+        routes = pd.read_csv(out / "routes.csv", keep_default_na=False).query("source == 'policy'")
+        for seed, rows in routes.groupby("seed"):
+            share = rows["count"] / rows["count"].sum()
+            taken, mine = rows[(share >= 0.05) & (rows["goal"] >= 0)], coverage[coverage["seed"] == seed]
+            end, before = mine["coverage"].iloc[-1], mine[mine["step"] <= identity["warmup"]]["coverage"].max()
+            table.append(
+                {"env_id": identity["env_id"], "variant": labels.get(out.name, report.agent_name(identity["agent"])),
+                 "seed": seed, "coverage": end, "gain": end - before, "steps": mine["step"].iloc[-1],
+                 "routes": len(taken), "goals": taken["goal"].nunique(), "reached": share[rows["goal"] >= 0].sum(),
+                 "folder": out}
+            )  # fmt: skip
+    return pd.DataFrame(table)
+
+
+def maze_claims(table: pd.DataFrame) -> list[Claim]:
+    """From `maze_table`: whether LSAC's final policy takes several routes, and whether it covers more than others."""
+    found = []
+    rate = {label: studies.config(studies.MAZE, k).lr for k, (label, *_) in studies.MAZE.variants.items()}
+    for task in ("PointMaze", "AntMaze"):
+        here = table[table["env_id"] == f"softpolicy/{task}-v0"] if len(table) else table
+        score = {name: rows for name, rows in here.groupby("variant")} if len(here) else {}
+        text, routes = f"LSAC's final policy takes several routes in {task}", pd.Series(dtype=int)
+        if "LSAC" in score:
+            routes = score["LSAC"]["routes"]
+        evidence = f"routes of each seed: {' '.join(map(str, routes))}" if len(routes) else "no run recorded"
+        found.append(Claim(LSAC, text, paired(routes > 1) if len(routes) else "not run", evidence))
+        others = ("SAC", "SAC without entropy", "DSAC-T")
+        pairs = [(other, "routes", "takes more routes than") for other in others]
+        pairs += [
+            (k, "coverage", "visits more of the maze than") for k in (*others, "LSAC with Adam", "LSAC, 1 replica")
+        ]
+        for other, column, words in pairs if task == "PointMaze" or score else ():
+            both = [score[k][column] if k in score else pd.Series(dtype=float) for k in ("LSAC", other)]
+            claim = Claim(LSAC, f"LSAC {words} {other} ({task})", *difference(*both))
+            if column == "coverage" and claim.verdict != "not run":
+                gains = " and ".join(f"{score[k]['gain'].mean():.3g}" for k in ("LSAC", other))
+                claim = remark(claim, f"gained after the uniform warm-up {gains}")
+            if rate[other] != rate["LSAC"]:
+                claim = remark(claim, f"step sizes of the critics {rate['LSAC']:g} and {rate[other]:g}")
+            found.append(claim)
+    return found
+
+
+def lsac_costs(bench: Path) -> dict[str, float]:
+    """Milliseconds of one update at size paper from a recorded table of `ci/bench`, of SAC, DSAC-T, LSAC, and what
+    LSAC's fits and generated transitions add to each; empty if one of them is not in the table."""
+    rows = json.loads(bench.read_text())["rows"] if bench.exists() else []
+    rate = {(r["what"], r["name"]): r["per_second"] for r in rows if r["seeds"] == 1}
+    update, ours = "update, paper", "diffusion, ours"
+    needed = [(update, name) for name in ("sac", "dsact", "lsac")] + [("training step", ours), ("transition", ours)]
+    if not rate.keys() >= set(needed):
+        return {}
+    config = lsac.Config()
+    fit = config.diffusion_steps / rate["training step", ours] + config.n_synth / rate["transition", ours]
+    costs = {report.agent_name(name): 1e3 / rate[update, name] for name in ("sac", "dsact", "lsac")}
+    return costs | {"LSAC's fits and generation": 1e3 * fit / config.refit_every}
+
+
+def lsac_cost_claim(bench: Path) -> Claim:
+    """Time of an update beside SAC and DSAC-T; "comparable" is at most twice as much, a bound of ours."""
+    text, costs = (
+        "LSAC's computing time an update is comparable to SAC's and DSAC-T's (at most twice)",
+        lsac_costs(bench),
+    )
+    if not costs:
+        return Claim(LSAC, text, "not run", "no benchmark recorded")
+    ours = costs["LSAC"] + costs["LSAC's fits and generation"]
+    ratio = pd.Series({name: ours / costs[name] for name in ("SAC", "DSAC-T")})
+    evidence = ", ".join(f"{x:.1f} times {name}" for name, x in ratio.items())
+    word = "mixed" if (ratio <= 2).nunique() == 2 else paired(ratio <= 2)
+    return Claim(LSAC, text, word, f"{evidence} (paper size, one seed, fits included)")
