@@ -209,12 +209,27 @@ MAZE = Study(
     },
 )  # fmt: skip
 
+# The protocol of LSAC's authors, twenty steps of as many environments for an update, at the steps of the main runs. Of
+# the 5,000 updates none would see a fit, so fits come as often as in the main runs *by steps*; a fit makes as many rows
+# as there are updates to the next, as there.
+LSAC_TWENTY = Study(
+    protocol=dict(env_id="HalfCheetah-v5", seeds=[0, 1, 2], steps=100_000, n_envs=20, warmup=10_000, eval_every=5_000,
+                  eval_episodes=10, checkpoint_every=20_000),
+    common=SIZES["small"],
+    variants={
+        "sac": ("SAC", "sac", {}),
+        "dsact": ("DSAC-T", "dsact", {}),
+        "lsac": ("LSAC", "lsac", dict(refit_every=500, n_synth=500)),
+    },
+)  # fmt: skip
+
 STUDIES = {
     "langevin": LANGEVIN,
     "langevin-every-step": LANGEVIN_EVERY_STEP,
     "langevin-cheetah": LANGEVIN_CHEETAH,
     "stein-controls": STEIN_CONTROLS,
     "lsac": LSAC,
+    "lsac-twenty": LSAC_TWENTY,
     "maze": MAZE,
 }
 

@@ -12,6 +12,7 @@ RECORDED = {
     "langevin-every-step": studies.LANGEVIN_EVERY_STEP,
     "langevin-cheetah": studies.LANGEVIN_CHEETAH,
     "lsac-ablations": studies.LSAC,
+    "lsac-twenty": studies.LSAC_TWENTY,
     "maze": studies.MAZE,
     "stein-controls": studies.STEIN_CONTROLS,
     **{f"multigoal/{layout}": study for layout, study in studies.MULTIGOAL.items()},
