@@ -65,7 +65,7 @@ def convert(name, text, parameter):
     base, _, element = wanted.rstrip("]").partition("[")
     try:
         value = ast.literal_eval({"true": "True", "false": "False"}.get(text, text))
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError):
         value = text
     if base == "float" and type(value) is int:
         value = float(value)

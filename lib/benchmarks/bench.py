@@ -224,7 +224,7 @@ def loops(device: str, rounds: int) -> list[dict]:
         with tempfile.TemporaryDirectory() as out:
             loop = Loop(sac.Config(width=width, batch=batch), "HalfCheetah-v5", seeds, 100_000, 10, device)
             run = runs.Run(out, {"agent": "sac"})
-            loop.open(run, 0)
+            loop.open(run)
             while loop.step < 300:
                 loop.advance(300)
             (seconds,) = in_turns([lambda loop=loop: loop.advance(0)], device, rounds)
@@ -376,6 +376,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="rounds that each figure is the median of")
     parser.add_argument("--json", type=Path, metavar="FOLDER", help="also write cpu.json and cuda.json there")
     args = parser.parse_args()
+    if args.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {args.rounds}")
     measured = [args.device] if args.device else ["cpu", "cuda"][: 1 + torch.cuda.is_available()]
     if "eager/captured" in (args.compare or []) and "cuda" not in measured:
         parser.error("eager/captured needs a CUDA device; on a CPU nothing is captured")

@@ -50,6 +50,8 @@ class TimeLimitTerminates(gym.Wrapper):
 class Episodes(gym.Wrapper):
     """Seeds each episode from (seed, number of the episode), records its actions and can rebuild its present state."""
 
+    seed, episode = 0, -1
+
     def reset(self, *, seed: int | None = None, options: dict | None = None):
         """A given `seed` starts anew at episode 0; without one the next episode of the same seed begins."""
         if seed is not None:
@@ -139,5 +141,8 @@ def _dm_control(env_id: str) -> gym.Env:
         raise ValueError(f"unknown environment '{env_id}'; {hint}")
     domain, task = env_id.split("/")[1].split("-", 1)
     # The bridge reports the end of the 1,000 steps as truncated and a task's own end (discount 0) as terminated.
-    env = DmControlCompatibilityV0(suite.load(domain, task, environment_kwargs={"flat_observation": True}))
+    loaded = suite.load(domain, task, environment_kwargs={"flat_observation": True})
+    if not np.isfinite(loaded._step_limit):
+        raise ValueError(f"{env_id} has no time limit, so that an evaluation might not end; give another task")
+    env = DmControlCompatibilityV0(loaded)
     return TimeLimitTerminates(env) if env_id.startswith(DMC_TERMINAL) else env

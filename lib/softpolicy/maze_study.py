@@ -32,11 +32,7 @@ def transitions(folder) -> np.ndarray:
 
     RunError without a checkpoint, or if the replay no longer holds the first ones.
     """
-    run = runs.Run(folder, runs.manifest(folder)["identity"])
-    try:
-        state = run.load_checkpoint("cpu", "cpu")
-    finally:
-        run.close()
+    state = runs.read_checkpoint(Path(folder), runs.manifest(folder)["identity"])
     if state is None:
         raise runs.RunError(f"{folder} holds no checkpoint.pt yet; train there first")
     rows = state["replay"]["rows"].numpy()

@@ -45,7 +45,8 @@ def learning_curves(
     tasks = list(dict.fromkeys(rows["env_id"]))
     if axes is None:
         _, axes = plt.subplots(1, len(tasks), figsize=(5.6 * len(tasks), 3.9), squeeze=False, layout="constrained")
-    colors = dict(zip(dict.fromkeys(rows[hue]), sns.color_palette(PALETTE), strict=False))
+    names = list(dict.fromkeys(rows[hue]))
+    colors = dict(zip(names, sns.color_palette(PALETTE, len(names)), strict=True))
     for ax, task in zip(np.ravel(axes), tasks, strict=True):
         here = rows[rows["env_id"] == task]
         for name, group in here.groupby(hue, sort=False):
@@ -61,7 +62,7 @@ def learning_curves(
 
 def _curve(ax, group, value, x, aggregate, level, name, color) -> None:
     table = group.pivot(index="step", columns=["run", "seed"], values=value)
-    at = group.groupby("step")[x].first() if x != "step" else table.index
+    at = group.groupby("step")[x].mean() if x != "step" else table.index  # a mean clock, if there are several runs
     ax.plot(at, table, color=color, lw=0.7, alpha=0.5)
     full = table.dropna()  # the aggregate needs every seed; a diverged one is told in the manifest
     at = np.asarray(at)[table.notna().all(axis=1)]
@@ -72,8 +73,8 @@ def _curve(ax, group, value, x, aggregate, level, name, color) -> None:
 
 
 def _points(ax, reference, offset: int) -> None:
-    colors = sns.color_palette(PALETTE)[offset:]
-    for (_, row), color in zip(reference.iterrows(), colors * 9, strict=False):
+    colors = sns.color_palette(PALETTE, offset + len(reference))[offset:]
+    for (_, row), color in zip(reference.iterrows(), colors, strict=True):
         label = f"{row['source']}, {row['env_id']}"
         ax.errorbar(row["steps"], row["mean"], yerr=row["spread"], fmt="D", ms=5, capsize=3, color=color, label=label)
 

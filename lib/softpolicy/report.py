@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import inspect
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +40,8 @@ def verdict(ours: float, low: float, high: float, reported: float, spread: float
 
 def score_at(rows: pd.DataFrame, step: int, last: int = 3) -> pd.Series:
     """Each seed's mean return over the last `last` evaluations up to `step`; only seeds that got there."""
-    if rows["run"].nunique() > 1:
-        raise ValueError(f"scores are those of one run, got rows of {', '.join(rows['run'].unique())}")
+    if len(found := rows[[c for c in ("agent", "env_id", "size", "run") if c in rows]].drop_duplicates()) > 1:
+        raise ValueError(f"scores are those of one run, got rows of {', '.join(map(' '.join, found.to_numpy()))}")
     reached = rows.groupby("seed")["step"].transform("max") >= step
     rows = rows[reached & (rows["step"] <= step)].sort_values("step")
     return rows.groupby("seed")["return"].apply(lambda r: r.tail(last).mean())
@@ -133,6 +134,7 @@ def status_table(root: Path | None = None) -> str:
         versions = ", ".join(f"{k} {last['versions'][k]}" for k in ("torch", "gymnasium", "mujoco"))
         number = made_with.setdefault(f"{last['device']}; {versions}", len(made_with) + 1)
         settings = [i["size"]] * (i["size"] in SIZES) + [changed_settings(i)] * bool(changed_settings(i))
+        settings += [f"n_envs {i['n_envs']}"] * (i["n_envs"] != PROTOCOL["n_envs"])
         table.append(
             {
                 "agent": i["agent"],
@@ -153,4 +155,7 @@ def status_table(root: Path | None = None) -> str:
 
 
 if __name__ == "__main__":
-    print(status_table())
+    try:
+        print(status_table())
+    except runs.RunError as e:
+        sys.exit(f"{e}")

@@ -54,6 +54,11 @@ class Run:
         except BlockingIOError:
             self.lock.close()
             raise RunError(f"another process is at work in {out}; wait until it ends, or give another folder") from None
+        except OSError as e:
+            self.lock.close()
+            raise RunError(
+                f"the run folder {out} cannot be locked ({e.strerror}); give a folder on another file system"
+            ) from None
         try:
             self.manifest = self._read_manifest()
         except RunError:
@@ -108,8 +113,11 @@ class Run:
             path = self.out / name
             if path.exists():
                 head, *lines = path.read_text().splitlines(keepends=True) or [""]
+                if not head.endswith("\n"):
+                    path.unlink()
+                    continue
                 kept = [li for li in lines if li.endswith("\n") and int(li.split(",", 1)[0]) <= step]
-                write_atomically(path, "".join([head, *kept] if head.endswith("\n") else []).encode())
+                write_atomically(path, "".join([head, *kept]).encode())
 
     def save_checkpoint(self, state: dict) -> None:
         """Write the checkpoint atomically: a crash at any moment leaves the old one or the new one."""
@@ -118,29 +126,33 @@ class Run:
         write_atomically(self.out / "checkpoint.pt", buffer.getbuffer())
 
     def load_checkpoint(self, *kinds: str) -> dict | None:
-        """The checkpoint, its tensors on the CPU, or None in a fresh folder. RunError if it is missing, unreadable,
-        damaged or foreign, or was made on a kind of device not among `kinds` (of "cpu" and "cuda"; none given: any), as
-        random streams cannot be carried over."""
-        path = self.out / "checkpoint.pt"
-        if not path.exists():
-            if (self.out / "rows.csv").exists():
-                raise RunError(
-                    f"{self.out} holds rows but no checkpoint.pt to go on from; bring the checkpoint back, or give"
-                    " another folder to run anew"
-                )
-            return None
-        try:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as e:  # torch raises many types for a damaged file
-            raise RunError(f"{path} {why_not_loaded(e)}") from None
-        if not isinstance(state, dict) or state.get("format") != FORMAT:
+        """`read_checkpoint` of this run."""
+        return read_checkpoint(self.out, self.identity, *kinds)
+
+
+def read_checkpoint(out: Path, identity: dict, *kinds: str) -> dict | None:
+    """The checkpoint of the run `identity` in folder `out`, its tensors on the CPU, or None in a fresh folder. RunError
+    if it is missing, unreadable, damaged or foreign, or was made on a kind of device not among `kinds` (of "cpu" and
+    "cuda"; none given: any), as random streams cannot be carried over. Reading needs no lock: checkpoints are replaced
+    atomically."""
+    path = out / "checkpoint.pt"
+    if not path.exists():
+        if (out / "rows.csv").exists():
             raise RunError(
-                f"{path} was not written by this library ({FORMAT}); it was left as it is: give another folder"
+                f"{out} holds rows but no checkpoint.pt to go on from; bring the checkpoint back, or give"
+                " another folder to run anew"
             )
-        check_same(complete(state["identity"]), self.identity, path)
-        if kinds and state["device"] not in kinds:
-            check_same({"device": state["device"]}, {"device": kinds[0]}, path)
-        return state
+        return None
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as e:  # torch raises many types for a damaged file
+        raise RunError(f"{path} {why_not_loaded(e)}") from None
+    if not isinstance(state, dict) or state.get("format") != FORMAT:
+        raise RunError(f"{path} was not written by this library ({FORMAT}); it was left as it is: give another folder")
+    check_same(complete(state["identity"]), identity, path)
+    if kinds and state["device"] not in kinds:
+        check_same({"device": state["device"]}, {"device": kinds[0]}, path)
+    return state
 
 
 def why_not_loaded(e: Exception) -> str:
@@ -287,6 +299,7 @@ def commit() -> str:
     """The commit of the checkout that holds the library, `+changes` if it was changed, `""` outside one."""
     git = ["git", "-C", str(Path(__file__).parent)]
     try:
+        subprocess.run([*git, "ls-files", "--error-unmatch", Path(__file__).name], capture_output=True, check=True)
         head = subprocess.run([*git, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, check=True)
         status = subprocess.run([*git, "status", "--porcelain", "."], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):

@@ -1,7 +1,8 @@
 """The training loop, the only way an agent is trained: in a test, in a cell and at full scale.
 
 Step t: act, update on what was stored before, step the environments, store. The update does not need step t's
-transition, so that on a GPU it runs while the environments move. Command line: `python -m softpolicy.train --help`.
+transition, so that on a GPU it runs while the environments move. Command line: `python -m softpolicy.train --agent sac
+--help`.
 """
 
 from __future__ import annotations
@@ -11,10 +12,13 @@ import contextlib
 import dataclasses
 import importlib
 import inspect
+import math
+import pkgutil
 import signal
 import sys
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -89,7 +93,7 @@ def train(
     """
     check(seeds, device, steps=steps, n_envs=n_envs, eval_every=eval_every, eval_episodes=eval_episodes,
           checkpoint_every=checkpoint_every)  # fmt: skip
-    if not 1 <= warmup < steps or max_seconds < 0:
+    if not 1 <= warmup < steps or not max_seconds >= 0:
         raise ValueError(
             f"warmup must be at least 1 and less than steps ({steps}), max_seconds not negative;"
             f" got {warmup} and {max_seconds}"
@@ -97,6 +101,8 @@ def train(
     counts = {"steps": steps, "warmup": warmup, "eval_every": eval_every, "checkpoint_every": checkpoint_every}
     if odd := [f"{name} {count}" for name, count in counts.items() if count % n_envs]:
         raise ValueError(f"{', '.join(odd)}: give multiples of n_envs ({n_envs}), which are stepped together")
+    if config.capacity < n_envs:
+        raise ValueError(f"{config.name}.capacity must be at least n_envs ({n_envs}), got {config.capacity}")
     if steps // eval_every * eval_every <= warmup:
         raise ValueError(
             f"no evaluation would happen: give steps so that a multiple of eval_every ({eval_every}) lies after the"
@@ -115,16 +121,16 @@ def train(
         "physics": runs.version("mujoco"),
     }
     keep_memory()
-    loop = Loop(config, env_id, list(seeds), steps, eval_episodes, device, n_envs)
-    run = runs.Run(out, identity)
-    try:
+    deadline = time.monotonic() + max_seconds if max_seconds else math.inf
+    with contextlib.ExitStack() as stack:
+        loop = Loop(config, env_id, list(seeds), steps, eval_episodes, device, n_envs)
+        stack.callback(loop.close)
+        run = runs.Run(out, identity)
+        stack.callback(run.close)
         if run.manifest["status"] == "complete" and run.manifest["steps"] >= steps:
             return runs.load(out)
-        loop.open(run, max_seconds)
+        loop.open(run, deadline)
         loop.run(warmup, eval_every, checkpoint_every)
-    finally:
-        run.close()
-        loop.close()
     return runs.load(out)
 
 
@@ -143,11 +149,7 @@ def trained(out, device: str = "cpu"):
     env = envs.vector(identity["env_id"], 1)
     n_obs, n_act = env.single_observation_space.shape[0], env.single_action_space.shape[0]
     env.close()
-    agent, run = config.build(n_obs, n_act, identity["seeds"], device), runs.Run(out, identity)
-    try:
-        state = run.load_checkpoint()
-    finally:
-        run.close()
+    agent, state = config.build(n_obs, n_act, identity["seeds"], device), runs.read_checkpoint(Path(out), identity)
     if state is None:
         raise runs.RunError(f"{out} holds no checkpoint.pt yet; train there first")
     if state["device"] == torch.device(device).type:
@@ -166,6 +168,8 @@ def check(seeds, device, **counts) -> None:
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     try:
+        if torch.device(device).type not in ("cpu", "cuda"):
+            raise RuntimeError("neither a CPU nor a CUDA device")
         torch.zeros(1, device=device)
     except (RuntimeError, AssertionError) as e:
         reason = str(e).splitlines()[0]
@@ -195,10 +199,11 @@ class Loop:
         self.prepare = (lambda: prepare(self.replay)) if prepare else lambda: None
         self.update = captured(lambda: self.agent.update(self.replay.sample(rows, self.streams["sample"])), self)
 
-    def open(self, run: runs.Run, max_seconds: float) -> None:
-        """Go on from the folder's checkpoint, or begin."""
-        self.folder, self.began, self.max_seconds = run, time.monotonic(), max_seconds
-        self.reserve = {"evaluation": 0.0, "checkpoint": 0.0}  # seconds that each took at most, for the time limit
+    def open(self, run: runs.Run, deadline: float = math.inf) -> None:
+        """Go on from the folder's checkpoint, or begin; to stop before the clock `time.monotonic` shows `deadline`."""
+        self.folder, self.began, self.deadline = run, time.monotonic(), deadline
+        # Seconds that each took at most, for the time limit; a step may hold a fit of LSAC's diffusion model.
+        self.reserve = {"step": 0.0, "evaluation": 0.0, "checkpoint": 0.0}
         state = run.load_checkpoint(self.device_type)
         if state is None:
             copies = [[], *([j] for j in range(1, self.n_envs))]
@@ -231,7 +236,7 @@ class Loop:
 
     def steps_until_the_end(self, came: set, warmup: int, eval_every: int, checkpoint_every: int) -> None:
         while self.step < self.steps and len(self.diverged) < len(self.seeds):
-            self.advance(warmup)
+            self.timed("step", lambda: self.advance(warmup))
             if self.step > warmup and self.step % eval_every == 0:
                 self.timed("evaluation", self.evaluate)
             if came or self.out_of_time():
@@ -315,9 +320,8 @@ class Loop:
         self.reserve[name] = max(self.reserve[name], time.monotonic() - start)
 
     def out_of_time(self) -> bool:
-        """Whether the time left may be too short for one more evaluation and the last checkpoint."""
-        left = self.max_seconds - (time.monotonic() - self.began)
-        return self.max_seconds > 0 and left < self.reserve["evaluation"] + 2 * self.reserve["checkpoint"]
+        """Whether the time left may be too short for one more step, its evaluation, and the last checkpoint."""
+        return self.deadline - time.monotonic() < sum(self.reserve.values()) + self.reserve["checkpoint"]
 
     def checkpoint(self) -> None:
         """Write everything that the rest of the run depends on."""
@@ -346,7 +350,7 @@ class Loop:
                 f"{self.folder.out} is already at step {state['step']}, past the {self.steps} asked for"
             )
         self.step, self.seconds, self.diverged = state["step"], state["seconds"], state["diverged"]
-        self.reserve = state["reserve"]
+        self.reserve |= state["reserve"]
         agents.restore(self.agent, state["agent"])
         self.replay.restore(state["replay"])
         for name, s in {**self.streams, "warmup": self.warm}.items():
@@ -363,6 +367,7 @@ class Loop:
         self.metrics = state["metrics"]
 
     def close(self) -> None:
+        self.update = self.prepare = None  # they hold the loop: without them replay and graphs go at once
         self.envs.close()
         if self.eval_envs is not None:
             self.eval_envs.close()
@@ -370,15 +375,22 @@ class Loop:
 
 @contextlib.contextmanager
 def stop_signals():
-    """A set that SIGTERM and Ctrl-C are put into while the block runs, instead of ending the process at once.
+    """A set that SIGTERM and Ctrl-C are put into while the block runs, instead of ending the process at once; the same
+    signal once more does end it.
 
     Signals reach the main thread only; elsewhere the set stays empty. The old handlers come back at the end.
     """
-    came = set()
+    came, old = set(), {}
+
+    def note(number, _):
+        came.add(number)
+        signal.signal(number, old[number] or signal.SIG_DFL)
+
     if threading.current_thread() is not threading.main_thread():
         yield came
         return
-    old = {s: signal.signal(s, lambda number, _: came.add(number)) for s in (signal.SIGTERM, signal.SIGINT)}
+    for s in (signal.SIGTERM, signal.SIGINT):
+        old[s] = signal.signal(s, note)
     try:
         yield came
     finally:
@@ -422,25 +434,37 @@ def main(argv=None) -> int:
     """Exit status: 0 complete, 75 stopped early (the same command goes on), 1 all seeds diverged, 2 cannot be done."""
     first = argparse.ArgumentParser(prog="python -m softpolicy.train", add_help=False)
     first.add_argument("--agent", required=True, help="a file of softpolicy/agents, e.g. sac")
+    names = sorted(module.name for module in pkgutil.iter_modules(agents.__path__))
+    if (sys.argv[1:] if argv is None else argv) in (["-h"], ["--help"]):
+        print(f"{first.format_usage()}\nWith an agent, --help lists all arguments; agents: {', '.join(names)}")
+        return 0
     agent = first.parse_known_args(argv)[0].agent
-    try:
-        config_class = importlib.import_module(f"softpolicy.agents.{agent}").Config
-    except ModuleNotFoundError:
-        first.error(f"unknown agent '{agent}'; give a file of softpolicy/agents, e.g. sac")
+    if agent not in names:
+        first.error(f"unknown agent '{agent}'; accepted are {', '.join(names)}")
+    config_class = importlib.import_module(f"softpolicy.agents.{agent}").Config
     given = vars(arguments(config_class, first).parse_args(argv))
     del given["agent"]
     size, threads = given.pop("size"), given.pop("threads")
     overrides = {f.name: v for f in dataclasses.fields(config_class) if (v := given.pop(f.name)) is not None}
+    if threads < 1:
+        first.error(f"--threads must be at least 1, got {threads}")
     torch.set_num_threads(threads)
+    interrupted = False
     try:
         train(sized(config_class, size, **overrides), **given)
     except (ValueError, runs.RunError) as e:
         print(f"error: {e}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        pass  # the checkpoint is written; the last line says where the run stands
-    found = runs.manifest(given["out"])
-    print(f"{given['out']}: {found['status']} at step {found['step']} of {found['steps']}")
+        interrupted = True  # if the loop had begun, the checkpoint is written
+    try:
+        found = runs.manifest(given["out"])
+    except runs.RunError:
+        print("error: interrupted before the run began", file=sys.stderr)
+        return 75
+    print(f"{given['out']}: {found['status']} at step {found['step']} of {given['steps']}")
+    if interrupted and found["status"] != "diverged" and found["step"] < given["steps"]:
+        return 75
     return {"complete": 0, "stopped": 75}.get(found["status"], 1)
 
 

@@ -126,6 +126,11 @@ def test_unknown_environment_is_refused_with_a_suggestion(env_id, hint):
     assert hint in str(e.value)
 
 
+def test_a_task_without_an_end_is_refused():
+    with pytest.raises(ValueError, match="no time limit"):
+        envs.make("dm_control/lqr-lqr_2_1")
+
+
 def test_discrete_actions_are_refused():
     with pytest.raises(ValueError, match="bounded continuous actions"):
         envs.make("CartPole-v1")

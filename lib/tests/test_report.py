@@ -267,6 +267,16 @@ def test_settings_that_differ_from_the_defaults_are_named():
     assert report.changed_settings(identity | {"sac.lr": 3e-4}) == ""
 
 
+def test_scores_of_runs_of_one_name_are_not_mixed(tmp_path):
+    for agent in ("sac", "lql"):
+        write_run(tmp_path / agent, "Hopper-v5", [1.0, 2.0], 100_000)
+    both = runs.load(*runs.find(tmp_path))
+    both["run"] = "Hopper-v5-small"
+    both.loc[both.index[0], "agent"] = "lql"
+    with pytest.raises(ValueError, match="scores are those of one run"):
+        report.score_at(both, 100_000)
+
+
 def test_learning_curves_show_every_seed_and_say_their_scale(tmp_path):
     rows = runs.load(write_run(tmp_path, "HalfCheetah-v5", [1.0, 2.0, 6.0], 200_000))
     fig = plots.learning_curves(rows)
@@ -276,6 +286,27 @@ def test_learning_curves_show_every_seed_and_say_their_scale(tmp_path):
     bold = [line for line in ax.lines if line.get_linewidth() > 1]
     assert sorted(line.get_ydata()[0] for line in thin) == [1.0, 2.0, 6.0]
     assert np.allclose(bold[0].get_ydata(), 3.0) and len(bold) == 1
+    plt.close(fig)
+
+
+def test_many_variants_have_colours_of_their_own_and_references_are_drawn_beside_them(tmp_path):
+    rows = runs.load(write_run(tmp_path, "HalfCheetah-v5", [1.0], 10_000))
+    many = pd.concat([rows.assign(agent=f"variant {k}", run=f"run {k}") for k in range(12)])
+    reported = pd.DataFrame({"source": ["a", "b"], "env_id": "X", "steps": 10_000, "mean": 1.0, "spread": 0.5})
+    fig = plots.learning_curves(many, reference=reported)
+    labels = fig.axes[0].get_legend_handles_labels()[1]
+    assert len(labels) == 14 and {"a, X", "b, X"} < set(labels)
+    plt.close(fig)
+
+
+def test_two_runs_of_one_name_share_a_mean_clock(tmp_path):
+    tables = []
+    for k, seconds in enumerate(([10.0, 20.0], [100.0, 200.0])):
+        out = write_run(tmp_path / str(k), "HalfCheetah-v5", [1.0, 2.0], 10_000)
+        pd.DataFrame({"step": [5_000, 10_000], "seconds": seconds}).to_csv(out / "timing.csv", index=False)
+        tables.append(runs.load(out).assign(run=str(k)))
+    fig = plots.learning_curves(pd.concat(tables), x="seconds")
+    assert list(fig.axes[0].lines[0].get_xdata()) == [55.0, 110.0]
     plt.close(fig)
 
 

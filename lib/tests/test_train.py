@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import gc
 import importlib
 import json
 import os
@@ -11,6 +12,7 @@ import subprocess
 import threading
 import time
 import warnings
+import weakref
 
 import gymnasium as gym
 import numpy as np
@@ -24,7 +26,7 @@ from softpolicy import streams as rng
 from softpolicy.agents import lql, nclql, sac
 from softpolicy.device import captured
 from softpolicy.settings import size_of, sized
-from softpolicy.train import DEMO, SCALES, Loop, at_scale, train, trained
+from softpolicy.train import DEMO, SCALES, Loop, at_scale, main, stop_signals, train, trained
 
 
 @pytest.mark.parametrize("env_id", ["Hopper-v5", "dm_control/cheetah-run"])
@@ -211,7 +213,7 @@ def test_a_seed_that_turns_nan_is_marked_and_the_others_finish_unharmed(tmp_path
 def test_nan_weights_of_one_seed_are_found_and_a_run_without_any_healthy_seed_ends(tmp_path, monkeypatch):
     loop = Loop(TINY, "Line-v0", [0, 1], 90, 1, "cpu")
     run = runs.Run(tmp_path, {"agent": "sac", "env_id": "Line-v0", "size": "-"})
-    loop.open(run, 0)
+    loop.open(run)
     loop.agent.actor.body.layers[0].weight.data[1] = float("nan")
     loop.run(20, 30, 1000)
     assert loop.diverged == {"1": 20} and run.manifest["status"] == "complete"
@@ -272,6 +274,61 @@ def test_the_networks_of_a_run_made_on_a_gpu_can_be_had_on_a_cpu(tmp_path, confi
     nets = trained(tmp_path).state_dict()
     assert len(nets) == len(there)
     assert all(torch.equal(x, there[name]) for name, x in nets.items() if name != "_extra_state")
+
+
+def test_a_run_can_be_read_while_another_process_is_at_work_in_it(tmp_path):
+    train(TINY, "Line-v0", [0], 60, tmp_path, **SHORT)
+    run = runs.Run(tmp_path, runs.manifest(tmp_path)["identity"])
+    try:
+        assert trained(tmp_path).config == TINY
+    finally:
+        run.close()
+
+
+def test_ctrl_c_before_the_loop_says_that_the_work_is_not_done(tmp_path, monkeypatch, capsys):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    def command_line(out):
+        short = [f"--{k.replace('_', '-')}={v}" for k, v in (SHORT | dict(width=16, batch=8, steps=90)).items()]
+        return main(["--agent", "sac", "--env-id", "Line-v0", "--seeds", "0", "--out", str(out), *short])
+
+    train(TINY, "Line-v0", [0], 60, tmp_path / "done", **SHORT)
+    with monkeypatch.context() as m:
+        m.setattr("softpolicy.train.Loop", interrupt)
+        assert command_line(tmp_path / "done") == command_line(tmp_path / "new") == 75
+    assert "step 60 of 90" in capsys.readouterr().out
+    assert command_line(tmp_path / "done") == 0
+
+
+def test_a_second_ctrl_c_ends_what_does_not_end():
+    with pytest.raises(KeyboardInterrupt), stop_signals() as came:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert came == {signal.SIGINT}
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(5)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_a_closed_loop_is_gone_with_its_replay():
+    loop = Loop(TINY, "Line-v0", [0], 90, 1, "cpu")
+    kept = weakref.ref(loop)
+    gc.disable()
+    try:
+        loop.close()
+        del loop
+        assert kept() is None
+    finally:
+        gc.enable()
+
+
+def test_a_header_cut_short_leaves_no_file_that_cannot_be_read(tmp_path):
+    run = runs.Run(tmp_path, {"agent": "sac", "env_id": "Line-v0", "size": "-", "n_envs": 1})
+    run.write_manifest(step=0)
+    (tmp_path / "rows.csv").write_text("step,se")
+    run.trim(0)
+    assert runs.load(tmp_path).empty
+    run.close()
 
 
 def test_a_line_cut_short_and_rows_after_the_checkpoint_are_dropped(tmp_path):
