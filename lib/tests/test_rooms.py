@@ -39,7 +39,7 @@ def modules() -> dict[str, set[str]]:
     found = {}
     for path in ROOT.rglob("*.py"):
         parts = path.relative_to(ROOT).with_suffix("").parts
-        if parts[-1] != "__init__" or parts[0] == "claims":
+        if parts not in (("__init__",), ("agents", "__init__")):
             found.setdefault(room(*parts), set()).update(imported(path))
     return {name: others - {name} for name, others in found.items()}
 

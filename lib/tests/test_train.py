@@ -26,7 +26,9 @@ from softpolicy import streams as rng
 from softpolicy.agents import lql, nclql, sac
 from softpolicy.device import captured
 from softpolicy.settings import size_of, sized
-from softpolicy.train import DEMO, SCALES, Loop, at_scale, main, stop_signals, train, trained
+from softpolicy.train import DEMO, SCALES, Loop, at_scale, train, trained
+from softpolicy.train.__main__ import main
+from softpolicy.train.loop import stop_signals
 
 
 @pytest.mark.parametrize("env_id", ["Hopper-v5", "dm_control/cheetah-run"])
@@ -299,6 +301,14 @@ def test_ctrl_c_before_the_loop_says_that_the_work_is_not_done(tmp_path, monkeyp
         assert command_line(tmp_path / "done") == command_line(tmp_path / "new") == 75
     assert "step 60 of 90" in capsys.readouterr().out
     assert command_line(tmp_path / "done") == 0
+
+
+def test_sigterm_may_come_twice():
+    with stop_signals() as came:
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+        assert came == {signal.SIGTERM}
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_second_ctrl_c_ends_what_does_not_end():
