@@ -201,13 +201,15 @@ class StartLaw(nn.Module):
     std_range   sigma is clipped into it, which stops its gradient outside
     """
 
-    def __init__(self, n_obs, n_act, hidden, streams, covariance="isotropic", std_range=(0.1, 1.0), fixed=0.5):
+    def __init__(
+        self, n_obs, n_act, hidden, streams, covariance="isotropic", std_range=(0.1, 1.0), fixed=0.5, activation=F.elu
+    ):
         super().__init__()
         self.n_act, self.covariance, self.std_range, self.fixed = n_act, covariance, std_range, fixed
         below = n_act * (n_act - 1) // 2
         out = {"isotropic": n_act + 1, "diagonal": 2 * n_act, "full": 2 * n_act + below, "none": 0}[covariance]
         if out:
-            self.body = MLP((len(streams),), (n_obs, *hidden, out), streams, F.elu)
+            self.body = MLP((len(streams),), (n_obs, *hidden, out), streams, activation)
 
     def forward(self, obs: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """mu, sigma `[S, B, A]` and L `[S, B, A, A]`, None where that is the identity, for obs `[S, B, O]`."""

@@ -173,6 +173,9 @@ def complete(identity: dict) -> dict:
     identity.setdefault("n_envs", 1)
     if identity.get("agent") == "lql":
         identity.setdefault("lql.chains", 1)
+    if identity.get("agent") == "s2ac":
+        identity.setdefault("s2ac.start_layers", 3)
+        identity.setdefault("s2ac.activation", "elu")
     return identity
 
 

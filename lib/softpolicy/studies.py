@@ -112,9 +112,10 @@ MULTIGOAL = {
     )
 }  # fmt: skip
 # With three goals those runs end before they have settled: SAC's own learning rate, and 2.5 times the updates. There
-# also a bandwidth that does not shrink with the particles.
+# also a bandwidth that does not shrink with the particles, and the released setting with steps that it can bear.
 STEIN_LONG = {k: STEIN[k] for k in ("sac", "sql", "s2ac", "s2ac-learned")} | {
     "s2ac-bandwidth": ("S2AC, bandwidth 0.2", "s2ac", dict(svgd_steps=10, sigma=0.2, **START, **CAP)),
+    "s2ac-release": ("S2AC as released, steps capped", "s2ac", s2ac.RELEASE | dict(svgd_steps=10, **START, **CAP)),
 }
 MULTIGOAL["three-long"] = MULTIGOAL["three"]._replace(
     protocol=MULTIGOAL["three"].protocol | dict(steps=22_000),
@@ -122,16 +123,16 @@ MULTIGOAL["three-long"] = MULTIGOAL["three"]._replace(
     variants=STEIN_LONG,
 )
 
-# What S2AC is without steps, beside SAC at the same fixed temperature, under the protocol of the main runs.
+# What S2AC is without steps, under the protocol of the main runs: with SAC's networks and one particle it should be
+# SAC at a fixed temperature; then as it is.
 STEIN_CONTROLS = Study(
     protocol=dict(env_id="Hopper-v5", seeds=[0, 1, 2], steps=100_000, warmup=10_000, eval_every=5_000,
                   eval_episodes=10, checkpoint_every=20_000),
     common=SIZES["small"],
     variants={
         "sac": ("SAC, temperature 0.2", "sac", dict(init_alpha=ALPHA, learn_alpha=False)),
-        "s2ac-0": ("S2AC without steps", "s2ac", dict(svgd_steps=0, start="diagonal", std_min=1e-3, std_max=7.4,
-                                                      truncation="none", lr=3e-4)),
-        "s2ac-start": ("S2AC without steps, its own start law", "s2ac", dict(svgd_steps=0)),
+        "s2ac-0": ("S2AC without steps, networks of SAC", "s2ac", s2ac.AS_SAC),
+        "s2ac-start": ("S2AC without steps", "s2ac", dict(svgd_steps=0)),
     },
 )  # fmt: skip
 

@@ -11,7 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from softpolicy import nets
 from softpolicy import streams as rng
-from softpolicy.agents import s2ac, sql
+from softpolicy.agents import s2ac, sac, sql
 from softpolicy.replay import Batch
 from softpolicy.svgd import pairs, velocity
 
@@ -214,6 +214,20 @@ def test_a_seed_learns_the_same_alone_and_among_others(variant):
 
 def test_restored_agent_goes_on_exactly():
     assert_goes_on_exactly(lambda: agent((0, 1), amortised=True), batches((0, 1), 4, torch.float64))
+
+
+def test_without_steps_it_learns_what_sac_learns():
+    """Same streams, so same weights at the start and same noise; Adam's epsilon alone tells their losses apart."""
+    ours = s2ac.Config(width=16, **s2ac.AS_SAC).build(O, A, [0, 1]).double()
+    theirs = sac.Config(width=16, init_alpha=0.2, learn_alpha=False).build(O, A, [0, 1]).double()
+    for batch in batches((0, 1), 5, torch.float64):
+        told, said = ours.update(batch), theirs.update(batch)
+        torch.testing.assert_close(told["actor_loss"], said["actor_loss"], atol=1e-5, rtol=0)
+        torch.testing.assert_close(told["critic_loss"], 2 * said["critic_loss"], atol=1e-5, rtol=0)
+    for mine, other in ((ours.start, theirs.actor), (ours.critic, theirs.critic), (ours.target, theirs.target)):
+        for p, q in zip(mine.parameters(), other.parameters(), strict=True):
+            torch.testing.assert_close(p, q, atol=1e-5, rtol=0)
+    assert ours.act(batch.obs, rng.generators([0, 1], "act")).shape == batch.action.shape
 
 
 def test_each_optimiser_moves_its_own_network_alone():

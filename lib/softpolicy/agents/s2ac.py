@@ -25,6 +25,7 @@ from softpolicy.settings import one_of, require, setting
 from softpolicy.svgd import RULES, refuse_single, svgd, warn_unless_invertible
 
 SELECT = ("random", "best", "softmax", "amortised")
+ACTIVATIONS = {"elu": F.elu, "relu": F.relu}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +33,9 @@ class Config:
     """Settings of S2AC; "code" is the authors' released code, which holds the only documented numbers."""
 
     name = "s2ac"
-    width: int = setting(256, "units of the hidden layers, two of a critic and three of the start law; code")
+    width: int = setting(256, "units of a hidden layer; code")
+    start_layers: int = setting(3, "hidden layers of start law and amortised sampler; a critic has two; code")
+    activation: str = setting("elu", f"of all networks, {' or '.join(ACTIVATIONS)}; code")
     batch: int = setting(100, "transitions in an update; code")
     gamma: float = setting(0.99, "discount factor; code")
     tau: float = setting(0.005, "step of the targets towards the critics, each update; code")
@@ -66,12 +69,13 @@ class Config:
     latent: str = setting("normal", "noise of that sampler: normal (as SQL's code) or uniform in [0, 1) (code)")
 
     def __post_init__(self):
-        positive = dict.fromkeys(("width", "batch", "capacity", "particles"), (1, math.inf))
+        positive = dict.fromkeys(("width", "start_layers", "batch", "capacity", "particles"), (1, math.inf))
         require(self, **positive, gamma=(0, 1), tau=(0, 1), lr=(0, 1), alpha=(1e-12, 1e12), svgd_steps=(0, math.inf))
         require(self, svgd_lr=(1e-12, 1e12), sigma=(0, 1e12), sigma_floor=(0, 1e12), step_cap=(0, 1e12))
         require(self, std_min=(1e-12, self.std_max), std_max=(1e-12, 1e12), std_fixed=(1e-12, 1e12))
-        one_of(self, bandwidth=RULES, score_temp=("alpha", "one"), score_at=("density", "squashed", "raw"))
-        one_of(self, norm=("m", "m-1"), start=("isotropic", "diagonal", "full", "none"))
+        one_of(self, activation=tuple(ACTIVATIONS), bandwidth=RULES, norm=("m", "m-1"))
+        one_of(self, score_temp=("alpha", "one"), score_at=("density", "squashed", "raw"))
+        one_of(self, start=("isotropic", "diagonal", "full", "none"))
         one_of(self, truncation=("select", "initial", "none"), latent=("normal", "uniform"))
         one_of(self, amortised_by=("own", "particles"))
         one_of(self, explore=SELECT[:3], evaluate=SELECT if self.amortised else SELECT[:3])
@@ -92,6 +96,18 @@ RELEASE = dict(
     start="diagonal",
     latent="uniform",
     amortised_by="particles",
+)
+# With these S2AC is SAC at a fixed temperature, but for its evaluation, which draws an action.
+AS_SAC = dict(
+    svgd_steps=0,
+    particles=1,
+    truncation="none",
+    start="diagonal",
+    std_min=math.exp(-20),
+    std_max=math.exp(2),
+    start_layers=2,
+    activation="relu",
+    lr=3e-4,
 )
 
 
@@ -123,12 +139,12 @@ class S2AC(nn.Module):
         self.config, self.n_act = config, n_act
         self.temperature = config.alpha if config.score_temp == "alpha" else 1.0
         self.latent = rng.normal if config.latent == "normal" else rng.uniform
-        init, w, lr = rng.generators(seeds, "init"), config.width, config.lr
-        std_range = (config.std_min, config.std_max)
-        self.start = StartLaw(n_obs, n_act, (w, w, w), init, config.start, std_range, config.std_fixed)
-        self.critic = Critic(n_obs, n_act, (w, w), init, activation=F.elu)
+        init, w, lr, f = rng.generators(seeds, "init"), config.width, config.lr, ACTIVATIONS[config.activation]
+        hidden, std_range = (w,) * config.start_layers, (config.std_min, config.std_max)
+        self.start = StartLaw(n_obs, n_act, hidden, init, config.start, std_range, config.std_fixed, f)
+        self.critic = Critic(n_obs, n_act, (w, w), init, activation=f)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.amortised = NoiseActor(n_obs, n_act, (w, w, w), init, F.elu) if config.amortised else None
+        self.amortised = NoiseActor(n_obs, n_act, hidden, init, f) if config.amortised else None
         self.to(device)
         self.noise = rng.generators(seeds, "update", device=device)
         self.averages = list(self.target.parameters()), list(self.critic.parameters())
