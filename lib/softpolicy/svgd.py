@@ -155,6 +155,7 @@ class Flow(NamedTuple):
     log_q: Tensor | None  # [..., m]
     sigma: Tensor  # [L, ...], the bandwidth of each step
     bound: Tensor  # [L, ...], step size times `jacobian_bound`; from 1 on the leave-one-out step may not be invertible
+    step: Tensor  # [L, ...], the step sizes, which a cap makes smaller
 
 
 def svgd(
@@ -189,7 +190,7 @@ def svgd(
     shapes that do not match, and a single particle's density unless nothing is left out or taken from distances.
     """
     _refuse(x, step, n_steps, bandwidth, floor, log_q, norm, self_kernel, probes, volume, cap)
-    path, sigmas, bounds = [(x, log_q)], [], []
+    path, taken = [(x, log_q)], []
     probes = probes if probes is None else iter(probes)
     for _ in range(n_steps):
         s = score(x)
@@ -205,15 +206,14 @@ def svgd(
                 t = t + curvature(score, x, draw(probes, x.shape)) / x.shape[-2]
             log_q = log_q - eps[..., None] * t
         x = x + eps[..., None, None] * velocity(near, x, x, s)
-        sigmas.append(near.sigma2[..., 0, 0].sqrt())
-        bounds.append(eps * limit)
+        taken.append((near.sigma2[..., 0, 0].sqrt(), eps * limit, eps))
         path = [*path, (x, log_q)] if trajectory else path
-    stacked = [torch.stack(v) if v else x.new_empty(0, *x.shape[:-2]) for v in (sigmas, bounds)]
+    told = [torch.stack(v) for v in zip(*taken, strict=True)] or [x.new_empty(0, *x.shape[:-2])] * 3
     if check:
-        _check(x, step, stacked[1])
+        _check(x, step, told[1])
     if trajectory:
         x, log_q = (None if v[0] is None else torch.stack(v) for v in zip(*path, strict=True))
-    return Flow(x, log_q, *stacked)
+    return Flow(x, log_q, *told)
 
 
 def _count(m: int, norm: str) -> int:

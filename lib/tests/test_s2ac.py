@@ -257,6 +257,10 @@ def test_diagnosis_reports_the_distance_to_the_exact_log_determinant():
     assert ((small["log_det_gap"] > 0) & (100 * small["log_det_gap"] < large["log_det_gap"])).all()
     assert all(x.shape == (2,) for x in small.values())
     torch.testing.assert_close(100 * small["step_over_sigma2"], large["step_over_sigma2"], rtol=0.2, atol=0)
+    capped = agent((0, 1), step_cap=1e-3).diagnose(obs, rng.generators([0, 1], "d"))
+    assert (capped["step_over_sigma2"] < 1e-3).all()  # the cap is on eps (... + 1 / sigma^2)
+    for told in (small, large):  # log pi = log q^0 + SVGD's part - the squashing's
+        assert (told["start"] == small["start"]).all() and told["start"].isfinite().all()
 
 
 @pytest.mark.parametrize(

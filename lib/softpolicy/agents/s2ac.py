@@ -121,6 +121,7 @@ class Sample(NamedTuple):
     stein: Tensor | None  # [S, B, M], log q^L - log q^0: what SVGD adds
     sigma: Tensor  # [L, S, B], bandwidths
     bound: Tensor  # [L, S, B], from 1 on a step may not be invertible
+    step: Tensor  # [L, S, B], step sizes
 
 
 def soft_value(q: Tensor, log_pi: Tensor, weight: Tensor, alpha: float) -> Tensor:
@@ -185,7 +186,7 @@ class S2AC(nn.Module):
         weight = (stayed | ~stayed.any(-1, keepdim=True)).to(u)  # where none stayed, all count
         log_pi = flow.log_q[-1] - log_det_tanh(u).sum(-1) if density else None
         stein = (flow.log_q[-1] - log_q).detach() if density else None
-        return Sample(u, log_pi, weight, inside[-1], stein, flow.sigma, flow.bound)
+        return Sample(u, log_pi, weight, inside[-1], stein, flow.sigma, flow.bound, flow.step)
 
     @torch.no_grad()
     def act(self, obs: Tensor, streams=None, select: str | None = None) -> Tensor:
@@ -276,8 +277,9 @@ class S2AC(nn.Module):
 
     @torch.no_grad()
     def diagnose(self, obs: Tensor, streams) -> dict[str, Tensor]:
-        """`describe` for fresh particles at obs `[S, B, O]`, eps / sigma^2, and how far the closed form of log q is
-        from the exact log-determinants of the same steps: the mean of |difference| over particles, `[S]`. Slow.
+        """`describe` for fresh particles at obs `[S, B, O]`, and, `[S]` too: the mean of log q^0, before the squashing;
+        eps / sigma^2; how far the closed form of log q is from the exact log-determinants of the same steps, the mean
+        of |difference| over particles. Slow.
 
         The log-determinants have no Hessian term; with the setting `hessian` the difference includes it.
         """
@@ -286,5 +288,6 @@ class S2AC(nn.Module):
         rng.restore(streams, states)
         exact = self.sample(landscape, obs, sp.Draws(obs, streams), volume="log_det")
         gap = (sample.stein - exact.stein).abs().mean((1, 2))
-        ratio = (self.config.svgd_lr / sample.sigma**2).mean((0, 2)) if len(sample.sigma) else torch.zeros_like(gap)
-        return self.describe(sample) | {"step_over_sigma2": ratio, "log_det_gap": gap}
+        start = (sample.log_pi + log_det_tanh(sample.u).sum(-1) - sample.stein).mean((1, 2))
+        ratio = (sample.step / sample.sigma**2).mean((0, 2)) if len(sample.step) else torch.zeros_like(gap)
+        return self.describe(sample) | {"start": start, "step_over_sigma2": ratio, "log_det_gap": gap}
