@@ -12,7 +12,7 @@ agents    sac, sql, s2ac, lql, nclql, lsac, dsact (in `agents`: settings, `act`,
           dsact, which is lsac with other settings)
 training  train
 studies   studies (the settings of recorded studies), bandit_study, entropy_chains, entropy_study, multigoal_study,
-          maze_study
+          stein_study, maze_study
 pages     report, claims, plots
 """
 

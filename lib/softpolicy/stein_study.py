@@ -1,0 +1,59 @@
+"""What the closed form of S2AC's density is worth in a trained run, from its checkpoint; chapter *Stein soft
+actor-critic*.
+
+`python -m softpolicy.stein_study RUN_FOLDER` writes `diagnosis.csv` beside the run's rows: for each seed, the means of
+`S2AC.diagnose` over states of its replay.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import torch
+
+from softpolicy import envs, runs
+from softpolicy import streams as rng
+from softpolicy.train import trained
+
+
+def study(folder, states: int = 200) -> pd.DataFrame:
+    """Write and return the table, from `states` equally spaced states of the replay's second half.
+
+    ValueError for less than one state; `runs.RunError` for a run of another agent or without a checkpoint.
+    """
+    if states < 1:
+        raise ValueError(f"the number of states must be at least 1, got {states}")
+    found, folder = runs.manifest(folder), Path(folder)
+    identity = found["identity"]
+    if identity["agent"] != "s2ac":
+        raise runs.RunError(f"{folder} is a run of {identity['agent']}; give one of s2ac")
+    agent, n_obs = trained(folder), envs.make(identity["env_id"]).observation_space.shape[0]
+    rows = runs.read_checkpoint(folder, identity)["replay"]["rows"]  # [S, N, ...], observations first
+    some = np.linspace(rows.shape[1] // 2, rows.shape[1] - 1, states).astype(int)
+    told = agent.diagnose(rows[:, some, :n_obs], rng.generators(identity["seeds"], "diagnosis"))
+    table = pd.DataFrame({"seed": identity["seeds"], "step": found["step"], "states": states}
+                         | {name: x.tolist() for name, x in told.items()})  # fmt: skip
+    text = table[~table["seed"].astype(str).isin(found["diverged"])].to_csv(index=False, float_format="%.5g")
+    runs.write_atomically(folder / "diagnosis.csv", text.encode())
+    return table
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m softpolicy.stein_study", description=__doc__.splitlines()[0])
+    parser.add_argument("folders", type=Path, nargs="+", metavar="RUN_FOLDER")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for folder in args.folders:
+        try:
+            table = study(folder)
+        except runs.RunError as e:
+            sys.exit(f"error: {e}")
+        print(f"{folder}: |closed form - log-determinant| {table['log_det_gap'].mean():.2f} nats", flush=True)
+
+
+if __name__ == "__main__":
+    main()
