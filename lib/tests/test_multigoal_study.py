@@ -152,6 +152,17 @@ def test_summary_and_claims_of_recorded_tables(tmp_path):
     assert faster.verdict == "reproduced" and "4.0 times" in faster.evidence  # one seed beside one seed
 
 
+@pytest.mark.parametrize(
+    ("goals", "value", "verdict"),
+    [([4, 4, 1], -125.0, "reproduced"), ([4, 3, 3], -125.0, "not reproduced"), ([4, 4, 4], -135.0, "not reproduced")],
+)
+def test_all_goals_are_reached_by_most_seeds_at_nearly_the_optimal_return(tmp_path, goals, value, verdict):
+    (tmp_path / "four").mkdir()
+    (tmp_path / "four/exact.json").write_text(json.dumps({"return": -117.0}))
+    assert stein.all_goals(tmp_path, pd.DataFrame({"goals": goals, "return": value})).verdict == verdict
+    assert stein.all_goals(tmp_path, None).verdict == "not run"
+
+
 def test_a_learned_start_is_compared_with_itself_without_steps(monkeypatch, tmp_path):
     """Three steps from it are far ahead of a fixed start and no better than none: only the first is reproduced."""
     soft = {"S2AC, learned start, 3 steps": -130.0, "S2AC, learned start, no step": -130.0, "S2AC, 3 steps": -300.0}
