@@ -124,6 +124,15 @@ def state(manifest: dict) -> str:
     return "".join(f", {word}" for word in words)
 
 
+def made_by(slices: list[dict]) -> str:
+    """The commit of a run, or the first and the last of its slices, with a + if a slice was made from a library that
+    held uncommitted changes."""
+    commits = [s["commit"] or "unknown" for s in slices]
+    names = [c[:7] for c in commits]
+    last = f" to {names[-1]}" * (len(set(names)) > 1)
+    return names[0] + last + "+" * any(c.endswith("+changes") for c in commits)
+
+
 def status_table(root: Path | None = None) -> str:
     """One row a recorded run, from its manifest alone, as a Markdown table, and what the runs were made with; those
     with the default settings of a size come first."""
@@ -143,7 +152,8 @@ def status_table(root: Path | None = None) -> str:
                 "seeds": len(i["seeds"]),
                 "steps": f"{m['step']:,}" + ("" if m["step"] == m["steps"] else f" of {m['steps']:,}") + state(m),
                 "hours": f"{m.get('seconds', 0) / 3600:.2f}",
-                "made by": f"{(last['commit'] or 'unknown')[:7]} ({number})",
+                "date": last["started"][:10],
+                "made by": f"{made_by(m['slices'])} ({number})",
             }
         )
     if not table:
@@ -151,7 +161,11 @@ def status_table(root: Path | None = None) -> str:
     table.sort(key=lambda row: row["settings"] not in SIZES)
     rows = pd.DataFrame(table).to_markdown(index=False, disable_numparse=True)
     notes = "; ".join(f"({number}) {what}" for what, number in made_with.items())
-    return f"{rows}\n\n*Made by*: the commit of the last slice, and in brackets with what: {notes}."
+    return (
+        f"{rows}\n\n*Date*: when the last slice of the run began. *Made by*: the commit, or the first and the last of"
+        " a run in slices, with a + if the library held uncommitted changes; in brackets, with what the last slice was"
+        f" made: {notes}."
+    )
 
 
 if __name__ == "__main__":

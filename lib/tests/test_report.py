@@ -89,6 +89,22 @@ def test_claims_and_status_come_from_the_runs(tmp_path):
     assert status.count("(1)") == 2  # one run, one line that says what made it
 
 
+@pytest.mark.parametrize(
+    ("commits", "says"),
+    [(["abcdef012345"], "abcdef0"), (["abcdef012345+changes"], "abcdef0+"), ([""], "unknown"),
+     (["abcdef012345+changes", "abcdef012345"], "abcdef0+"), (["a" * 12, "b" * 12, "c" * 12], "aaaaaaa to ccccccc"),
+     (["a" * 12, "b" * 12 + "+changes", "c" * 12], "aaaaaaa to ccccccc+")],
+)  # fmt: skip
+def test_status_tells_the_date_the_commits_and_uncommitted_changes(tmp_path, commits, says):
+    out = write_run(tmp_path, "HalfCheetah-v5", [1.0], 10_000)
+    found = json.loads((out / "manifest.json").read_text())
+    (first,) = found["slices"]
+    found["slices"] = [first | {"commit": c, "started": f"2026-01-1{k}T00:00:00Z"} for k, c in enumerate(commits)]
+    (out / "manifest.json").write_text(json.dumps(found))
+    _, date, made_by, _ = report.status_table(tmp_path).splitlines()[2].rsplit("|", 3)
+    assert (date.strip(), made_by.strip()) == (f"2026-01-1{len(commits) - 1}", f"{says} (1)")
+
+
 def write_pair(root, ours, theirs, **identity):
     """Recorded small runs of two agents on Hopper-v5."""
     for agent, returns in (("nclql", ours), ("sac", theirs)):
