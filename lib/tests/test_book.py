@@ -172,6 +172,8 @@ def test_set_repository_changes_every_address(copy):
     assert ci(copy, "ci/set-repository", "https://github.com/someone/else.git")[0] == 0
     assert naming(copy, "https://github.com/someone/else") == set(NAMED)
     assert naming(copy, CONFIG["repository"]["url"]) == set()
+    clone = "git clone https://github.com/someone/else sampling-soft-policies\ncd sampling-soft-policies\n"
+    assert all(clone in (copy / page).read_text() for page in ("README.md", "book/running.md"))
 
 
 @pytest.mark.parametrize("url", ["https://gitlab.com/a/b", "github.com/a/b", "https://github.com/a", "nonsense"])
