@@ -133,7 +133,10 @@ def _dm_control(env_id: str) -> gym.Env:
             from dm_control import suite
             from shimmy.dm_control_compatibility import DmControlCompatibilityV0
     except ImportError as e:
-        raise ValueError(f"{env_id} needs dm-control and shimmy ({e}); install softpolicy[dmc]") from None
+        raise ValueError(
+            f"{env_id} needs dm-control and shimmy ({e}); install softpolicy[dmc]; from Python 3.13 on, where pip"
+            " cannot install dm-control, do as the page Running it says"
+        ) from None
     names = [f"{kind}{domain}-{task}" for kind in (DMC, DMC_TERMINAL) for domain, task in suite.ALL_TASKS]
     if env_id not in names:
         close = difflib.get_close_matches(env_id, names, n=3)

@@ -1,6 +1,7 @@
 """Time limits, final observations, rescaling, and environments that come back exactly from plain data."""
 
 import json
+import sys
 
 import gymnasium as gym
 import numpy as np
@@ -72,6 +73,12 @@ def test_what_is_stored_at_the_time_limit_of_dm_control_can_be_chosen(kind, stor
     assert torch.nonzero(batch[4][:, 0]).flatten().tolist() == [999] * stored
     assert not torch.equal(batch[3][999], batch[0][1000])  # the true last observation, not the next start
     assert torch.equal(batch[3][:999], batch[0][1:1000])
+
+
+def test_without_dm_control_its_tasks_say_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "dm_control", None)
+    with pytest.raises(ValueError, match=r"softpolicy\[dmc\].*the page Running it"):
+        envs.make("dm_control/cheetah-run")
 
 
 def test_falling_over_terminates():
