@@ -2,6 +2,7 @@
 
 import ast
 import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -81,10 +82,22 @@ def test_cells_are_portable_and_short(path):
 
 
 @chapters
-def test_first_cell_sets_up_without_touching_torch(path):
-    source = cells(path)[0][0]
+@pytest.mark.parametrize("missing", [True, False])
+def test_first_cell_installs_the_library_where_it_is_missing_and_never_torch(path, missing, monkeypatch, tmp_path):
+    importlib.import_module("torch")  # looked for before the search is faked
+    (source, _), commands, find = cells(path)[0], [], importlib.util.find_spec
     assert f'REPOSITORY = "{CONFIG["repository"]["url"]}"' in source
-    assert not re.search(r"pip install[^\n]*\btorch\b", source), "torch is the reader's own"
+    monkeypatch.chdir(tmp_path)
+    absent = ["softpolicy"] if missing else []
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *more: None if name in absent else find(name, *more))
+    monkeypatch.setattr(subprocess, "run", lambda command, **_: commands.append(command))
+    exec(source, {})
+    if not missing:
+        assert not commands
+        return
+    (install,) = [command for command in commands if command[1:4] == ["-m", "pip", "install"]]
+    assert str(tmp_path / "sampling-soft-policies" / "lib") in install
+    assert not [word for word in install if word.startswith("torch")], "torch is the reader's own"
 
 
 # --- links
