@@ -94,7 +94,7 @@ def against_reported(agent: str = "sac", root: Path | None = None) -> pd.DataFra
             row |= {"ours": round(scores.mean(), 1), "interval": f"[{low:.0f}, {high:.0f}]"}
         reported = f"{r['mean']:.0f}" + ("" if pd.isna(r["spread"]) else f" ± {r['spread']:.0f}")
         table.append(row | {"reported": reported, "reported_n": r["n"], "source": r["source"],
-                            "reported_env": r["env_id"], "verdict": word})  # fmt: skip
+                            "url": r["url"], "reported_env": r["env_id"], "verdict": word})  # fmt: skip
     return pd.DataFrame(table)
 
 

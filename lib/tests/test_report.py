@@ -62,7 +62,7 @@ def test_ours_stands_beside_reported_rows_of_the_same_task_and_steps_only(tmp_pa
     ran = table[table["verdict"] != "not run"]
     assert set(ran["steps"]) == {100_000} and set(ran["env_id"]) == {"HalfCheetah-v5"}
     row = ran[ran["source"] == jaxrl["source"]].iloc[0]
-    assert row["verdict"] == "reproduced" and row["n"] == 3
+    assert row["verdict"] == "reproduced" and row["n"] == 3 and row["url"] == jaxrl["url"]
     assert row["ours"] == pytest.approx(near.mean(), abs=0.1)
     assert len(table) == len(runs.reported("sac"))
 

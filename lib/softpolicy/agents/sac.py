@@ -22,7 +22,8 @@ from softpolicy.settings import require, setting
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Settings of SAC; the defaults are the paper's (1812.05905, appendix D) unless a line says otherwise."""
+    """Settings of SAC. "paper" is 1812.05905, appendix D, as public implementations cite it: its own text could not be
+    consulted."""
 
     name = "sac"
     width: int = setting(256, "units of each of the two hidden layers; paper")
