@@ -82,6 +82,27 @@ def test_time_limit_stops_with_a_checkpoint(tmp_path):
     assert runs.manifest(tmp_path)["step"] > first["step"]
 
 
+def test_a_time_limit_is_kept_where_another_round_would_pass_it(tmp_path, monkeypatch):
+    """On a clock of our own. At second 85 of 95 the next checkpoint, step and evaluation would still fit, but not the
+    last checkpoint after them."""
+    clock = [0]
+
+    def costing(seconds, work):
+        def costly(*args):
+            clock[0] += seconds
+            work(*args)
+
+        return costly
+
+    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
+    for name, seconds in {"advance": 1, "evaluate": 5, "checkpoint": 3}.items():
+        monkeypatch.setattr(Loop, name, costing(seconds, getattr(Loop, name)))
+    every_step = dict(warmup=1, eval_every=1, eval_episodes=1, checkpoint_every=1)
+    train(TINY, "Line-v0", [0], 10**6, tmp_path, **every_step, max_seconds=95)
+    found = runs.manifest(tmp_path)
+    assert (found["status"], found["step"], found["seconds"]) == ("stopped", 10, 88)
+
+
 def test_python_and_command_line_give_the_same_rows(tmp_path):
     steps = dict(warmup=50, eval_every=100, eval_episodes=1, checkpoint_every=130)
     train(TINY, "Hopper-v5", [2, 5], 300, tmp_path / "python", **steps)

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import resource
 import shutil
 import subprocess
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from run_checks import SHORT, TINY, call, command, until
+from run_checks import SHORT, TINY, call, command, rows_of, until
 
 from softpolicy import runs
 from softpolicy.agents import sac
@@ -183,9 +184,34 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_survives(tmp_path):
     assert p.returncode == 0, p.stderr
 
 
-def test_a_folder_that_cannot_be_written_is_refused(tmp_path):
-    (tmp_path / "file").write_text("here is a file, not a folder")
-    p = call(tmp_path / "file" / "run")
+def test_a_disk_that_is_full_when_rows_are_appended_is_told_and_half_a_row_dropped(tmp_path):
+    run, row = runs.Run(tmp_path, {"a": 1}), {"step": 10, "return": 1.5}
+    run.append("rows.csv", [row])
+    before = rows_of(tmp_path)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before) + 4, hard))
+    try:
+        with pytest.raises(runs.RunError, match=r"rows\.csv could not be written \(File too large\)"):
+            run.append("rows.csv", [row | {"step": 20}])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert rows_of(tmp_path) == before + "20,1"
+    run.trim(20)
+    assert rows_of(tmp_path) == before
+    run.close()
+
+
+as_root = pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [lambda place: place.write_text("a file"), pytest.param(lambda place: place.mkdir(0o500), marks=as_root)],
+    ids=["file", "permission"],
+)
+def test_a_folder_that_cannot_be_written_is_refused(tmp_path, make):
+    make(tmp_path / "place")
+    p = call(tmp_path / "place" / "run")
     assert p.returncode == 2 and "cannot be written" in p.stderr and p.stderr.count("\n") == 1
 
 
