@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
+import sys
 import tempfile
 import time
 import warnings
@@ -79,6 +80,11 @@ def in_turns(functions: list[Callable], device: str, rounds: int) -> list[float]
                 f()
             t.append((clock(device) - start) / n)
     return [statistics.median(t) for t in times]
+
+
+def done(*what) -> None:
+    """Say on stderr what was just measured: all of it takes minutes."""
+    print("  measured:", *what, file=sys.stderr, flush=True)
 
 
 def filled_replay(n_seeds: int, device: str) -> Replay:
@@ -159,6 +165,7 @@ def environments(rounds: int) -> list[dict]:
         (seconds,) = in_turns([steps], "cpu", rounds)
         table.append({"what": "environment", "name": env_id, "seeds": 1, "per_second": 512 / seconds})
         env.close()
+        done(env_id)
     return table
 
 
@@ -185,6 +192,7 @@ def updates(device: str, rounds: int) -> list[dict]:
             seconds = in_turns([f for *_, f in timed], device, rounds)
             for (what, name, n, _), t in zip(timed, seconds, strict=True):
                 table.append({"what": f"{what}, {size}", "name": name, "seeds": n, "per_second": 1 / t})
+            done(agent, size)
     return table
 
 
@@ -201,6 +209,7 @@ def generators(device: str, rounds: int) -> list[dict]:
         row = {"name": f"diffusion, {name}", "seeds": len(seeds)}
         table.append({"what": "training step", **row, "per_second": steps / (more - once)})
         table.append({"what": "transition", **row, "per_second": n / drawn})
+        done(row["name"], f"S = {len(seeds)}")
     return table
 
 
@@ -235,6 +244,7 @@ def loops(device: str, rounds: int) -> list[dict]:
         for what, t in (("loop", seconds), ("evaluation", evaluation)):
             row = {"what": f"{what}, {size}", "name": "sac, HalfCheetah-v5", "seeds": len(seeds), "per_second": 1 / t}
             table.append(row)
+        done("loop", size, f"S = {len(seeds)}")
     return table
 
 
@@ -322,6 +332,7 @@ def compare(pair: str, agent: str, device: str, rounds: int) -> list[dict]:
             a, b = in_turns([first, batched], device, rounds)
             row = {"pair": pair, "agent": agent, "size": size, "seeds": len(seeds)}
             table.append(row | {"first_ms": 1e3 * a, "second_ms": 1e3 * b, "ratio": a / b})
+            done(agent, size, f"S = {len(seeds)}")
     return table
 
 
