@@ -39,5 +39,11 @@ def sac_claims(root: Path | None = None) -> list[Claim]:
 
 
 def claims_table(root: Path | None = None) -> str:
-    """The claims as a Markdown table."""
-    return pd.DataFrame(all_claims(root)).to_markdown(index=False, disable_numparse=True)
+    """The claims in Markdown: one folded table for each chapter, under the count of its verdicts."""
+    parts = []
+    for chapter, found in pd.DataFrame(all_claims(root)).groupby("chapter", sort=False):
+        name = chapter[1 : chapter.index("]")]  # without its link
+        counts = ", ".join(f"{n} {word}" for word, n in found["verdict"].value_counts().items())
+        table = found.drop(columns="chapter").to_markdown(index=False, disable_numparse=True)
+        parts.append(f"<details><summary>{name}: {counts}</summary>\n\nChapter {chapter}.\n\n{table}\n\n</details>")
+    return "\n\n".join(parts)
