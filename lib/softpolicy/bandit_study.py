@@ -1,7 +1,7 @@
 """Critics fitted to the bandit, and what samplers make of them: the recorded study of chapter *Langevin Q-learning*.
 
-`python -m softpolicy.bandit_study --out data/bandit` writes tables and, for each part, what it was made with; about
-an hour on one core. Parts: `critics` (fit.csv, samplers.csv), `loops` (closed_loop.csv), `pictures` (landscapes.csv,
+`python -m softpolicy.bandit_study --out data/bandit` writes tables and, for each part, what it was made with; two
+hours on one core. Parts: `critics` (fit.csv, samplers.csv), `loops` (closed_loop.csv), `pictures` (landscapes.csv,
 gallery.csv, points.csv).
 """
 
