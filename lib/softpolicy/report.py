@@ -146,11 +146,11 @@ def status_table(root: Path | None = None) -> str:
         settings += [f"n_envs {i['n_envs']}"] * (i["n_envs"] != PROTOCOL["n_envs"])
         table.append(
             {
-                "agent": i["agent"],
-                "task": i["env_id"].removeprefix("softpolicy/"),
+                "run": f"{i['agent']} on {i['env_id'].removeprefix('softpolicy/')}",
                 "settings": ", ".join(settings),
-                "seeds": len(i["seeds"]),
-                "steps": f"{m['step']:,}" + ("" if m["step"] == m["steps"] else f" of {m['steps']:,}") + state(m),
+                "seeds × steps": f"{len(i['seeds'])} × {m['step']:,}"
+                + ("" if m["step"] == m["steps"] else f" of {m['steps']:,}")
+                + state(m),
                 "hours": f"{m.get('seconds', 0) / 3600:.2f}",
                 "date": last["started"][:10],
                 "made by": f"{made_by(m['slices'])} ({number})",
