@@ -185,7 +185,7 @@ def test_set_repository_changes_every_address(copy):
     assert ci(copy, "ci/set-repository", "https://github.com/someone/else.git")[0] == 0
     assert naming(copy, "https://github.com/someone/else") == set(NAMED)
     assert naming(copy, CONFIG["repository"]["url"]) == set()
-    clone = "git clone https://github.com/someone/else sampling-soft-policies\ncd sampling-soft-policies\n"
+    clone = "git clone https://github.com/someone/else \\\n    sampling-soft-policies\ncd sampling-soft-policies\n"
     assert all(clone in (copy / page).read_text() for page in ("README.md", "book/running.md"))
 
 
