@@ -243,6 +243,16 @@ def test_a_route_counts_if_a_twentieth_of_the_episodes_take_it(tmp_path):
     assert table["reached"].tolist() == pytest.approx([0.6, 0.6])
 
 
+def test_a_maze_run_is_called_what_its_folder_is_in_the_study(tmp_path):
+    for folder in ("lsac-other", "lsac-large-refine"):
+        write_maze(tmp_path, folder, [0.5, 0.7], [50, 0, 50, 0])
+    table = about_lsac.maze_table(tmp_path)
+    assert set(table["variant"]) == {"LSAC, refined by steps of 1e-3"}
+    found = {c.claim: c.verdict for c in about_lsac.maze_claims(table)}
+    assert found["LSAC's final policy takes several routes in PointMaze"] == "not run"
+    assert found["LSAC's final policy takes several routes in PointMaze, refined by steps of 1e-3"] == "reproduced"
+
+
 @pytest.mark.parametrize(("ours", "theirs", "word"), [
     ([50, 0, 50, 0], [100, 0, 0, 0], "reproduced"), ([100, 0, 0, 0], [50, 0, 50, 0], "not reproduced"),
 ])  # fmt: skip

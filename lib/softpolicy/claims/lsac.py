@@ -63,11 +63,12 @@ def lsac_study_claims(place: Path) -> list[Claim]:
 
 
 def maze_table(place: Path) -> pd.DataFrame:
-    """The recorded runs in mazes that `maze_study` was applied to, a row a seed: coverage at the end and its gain since
-    the warm-up, whose actions are uniform; and of the final policy the routes and goals to which 5 % of its episodes
-    went, and the share that reached a goal."""
-    labels, table = {folder: label for folder, (label, *_) in studies.MAZE.variants.items()}, []
-    for out in sorted(runs.find(place), key=lambda out: [*labels, out.name].index(out.name)):
+    """The runs of the study of mazes below `place` that `maze_study` was applied to, a row a seed: coverage at the end
+    and its gain since the warm-up, whose actions are uniform; and of the final policy the routes and goals to which 5 %
+    of its episodes went, and the share that reached a goal. Folders that are no variant are left alone."""
+    table = []
+    for folder, (label, *_) in studies.MAZE.variants.items():
+        out = Path(place) / folder
         if not ((out / "coverage.csv").exists() and (out / "routes.csv").exists()):
             continue
         identity, coverage = runs.manifest(out)["identity"], pd.read_csv(out / "coverage.csv")
@@ -77,26 +78,26 @@ def maze_table(place: Path) -> pd.DataFrame:
             taken, mine = rows[(share >= 0.05) & (rows["goal"] >= 0)], coverage[coverage["seed"] == seed]
             end, before = mine["coverage"].iloc[-1], mine[mine["step"] <= identity["warmup"]]["coverage"].max()
             table.append(
-                {"env_id": identity["env_id"], "variant": labels.get(out.name, report.agent_name(identity["agent"])),
-                 "seed": seed, "coverage": end, "gain": end - before, "steps": mine["step"].iloc[-1],
-                 "routes": len(taken), "goals": taken["goal"].nunique(), "reached": share[rows["goal"] >= 0].sum(),
-                 "folder": out}
+                {"env_id": identity["env_id"], "variant": label, "seed": seed, "coverage": end, "gain": end - before,
+                 "steps": mine["step"].iloc[-1], "routes": len(taken), "goals": taken["goal"].nunique(),
+                 "reached": share[rows["goal"] >= 0].sum(), "folder": out}
             )  # fmt: skip
     return pd.DataFrame(table)
 
 
 def maze_claims(table: pd.DataFrame) -> list[Claim]:
-    """From `maze_table`: whether LSAC's final policy takes several routes, and whether it covers more than others."""
+    """From `maze_table`: whether LSAC's final policy takes several routes, with other steps of refinement too as far as
+    they are recorded, and whether it covers more than others."""
     found = []
     rate = {label: studies.config(studies.MAZE, k).lr for k, (label, *_) in studies.MAZE.variants.items()}
     for task in ("PointMaze", "AntMaze"):
         here = table[table["env_id"] == f"softpolicy/{task}-v0"] if len(table) else table
         score = {name: rows for name, rows in here.groupby("variant")} if len(here) else {}
-        text, routes = f"LSAC's final policy takes several routes in {task}", pd.Series(dtype=int)
-        if "LSAC" in score:
-            routes = score["LSAC"]["routes"]
-        evidence = f"routes of each seed: {' '.join(map(str, routes))}" if len(routes) else "no run recorded"
-        found.append(Claim(LSAC, text, paired(routes > 1) if len(routes) else "not run", evidence))
+        for ours in ("LSAC", *(k for k in score if k.startswith("LSAC, refined by"))):
+            routes = score[ours]["routes"] if ours in score else pd.Series(dtype=int)
+            text = f"LSAC's final policy takes several routes in {task}{ours.removeprefix('LSAC')}"
+            evidence = f"routes of each seed: {' '.join(map(str, routes))}" if len(routes) else "no run recorded"
+            found.append(Claim(LSAC, text, paired(routes > 1) if len(routes) else "not run", evidence))
         others = ("SAC", "SAC without entropy", "DSAC-T")
         pairs = [(other, "routes", "takes more routes than") for other in others]
         pairs += [
