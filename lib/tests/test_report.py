@@ -240,6 +240,7 @@ def test_a_route_counts_if_a_twentieth_of_the_episodes_take_it(tmp_path):
     assert table["variant"].tolist() == ["LSAC"] * 2 and table["coverage"].tolist() == [0.5, 0.7]
     assert table["gain"].tolist() == pytest.approx([0.25, 0.35])  # since step 10, the end of the warm-up
     assert table["routes"].tolist() == [2, 2] and table["goals"].tolist() == [1, 1]
+    assert table["found"].tolist() == [3, 3]  # in training
     assert table["reached"].tolist() == pytest.approx([0.6, 0.6])
 
 
@@ -274,6 +275,7 @@ def test_maze_claims_follow_routes_and_coverage(tmp_path, ours, theirs, word):
     assert found["LSAC visits more of the maze than LSAC with Adam (PointMaze)"] == word
     assert found["LSAC takes more routes than DSAC-T (PointMaze)"] == word
     assert found["LSAC takes more routes than SAC without entropy (PointMaze)"] == "not run"
+    assert found["Baselines (SAC, DSAC-T) find one route or none in training (PointMaze)"] == "not reproduced"
 
 
 @pytest.mark.parametrize(("rate", "word"), [(60, "reproduced"), (40, "mixed"), (20, "not reproduced")])

@@ -64,30 +64,34 @@ def lsac_study_claims(place: Path) -> list[Claim]:
 
 def maze_table(place: Path) -> pd.DataFrame:
     """The runs of the study of mazes below `place` that `maze_study` was applied to, a row a seed: coverage at the end
-    and its gain since the warm-up, whose actions are uniform; and of the final policy the routes and goals to which 5 %
-    of its episodes went, and the share that reached a goal. Folders that are no variant are left alone."""
+    and its gain since the warm-up, whose actions are uniform; the routes that 5 % of the episodes after the warm-up
+    took (found); and of the final policy the routes and goals to which 5 % of its episodes went, and the share that
+    reached a goal. Folders that are no variant are left alone."""
     table = []
     for folder, (label, *_) in studies.MAZE.variants.items():
         out = Path(place) / folder
         if not ((out / "coverage.csv").exists() and (out / "routes.csv").exists()):
             continue
         identity, coverage = runs.manifest(out)["identity"], pd.read_csv(out / "coverage.csv")
-        routes = pd.read_csv(out / "routes.csv", keep_default_na=False).query("source == 'policy'")
-        for seed, rows in routes.groupby("seed"):
-            share = rows["count"] / rows["count"].sum()
-            taken, mine = rows[(share >= 0.05) & (rows["goal"] >= 0)], coverage[coverage["seed"] == seed]
+        routes = pd.read_csv(out / "routes.csv", keep_default_na=False)
+        share = routes["count"] / routes.groupby(["source", "seed"])["count"].transform("sum")
+        often = routes[(share >= 0.05) & (routes["goal"] >= 0)]
+        for seed, mine in coverage.groupby("seed"):
+            taken, found = (often[(often["seed"] == seed) & (often["source"] == k)] for k in ("policy", "training"))
+            ended = routes[(routes["seed"] == seed) & (routes["source"] == "policy")]
             end, before = mine["coverage"].iloc[-1], mine[mine["step"] <= identity["warmup"]]["coverage"].max()
             table.append(
                 {"env_id": identity["env_id"], "variant": label, "seed": seed, "coverage": end, "gain": end - before,
-                 "steps": mine["step"].iloc[-1], "routes": len(taken), "goals": taken["goal"].nunique(),
-                 "reached": share[rows["goal"] >= 0].sum(), "folder": out}
+                 "steps": mine["step"].iloc[-1], "found": len(found), "routes": len(taken),
+                 "goals": taken["goal"].nunique(), "folder": out,
+                 "reached": ended.loc[ended["goal"] >= 0, "count"].sum() / ended["count"].sum()}
             )  # fmt: skip
     return pd.DataFrame(table)
 
 
 def maze_claims(table: pd.DataFrame) -> list[Claim]:
     """From `maze_table`: whether LSAC's final policy takes several routes, with other steps of refinement too as far as
-    they are recorded, and whether it covers more than others."""
+    they are recorded; whether the baselines find one route or none in training; and whether LSAC covers more."""
     found = []
     rate = {label: studies.config(studies.MAZE, k).lr for k, (label, *_) in studies.MAZE.variants.items()}
     for task in ("PointMaze", "AntMaze"):
@@ -98,12 +102,19 @@ def maze_claims(table: pd.DataFrame) -> list[Claim]:
             text = f"LSAC's final policy takes several routes in {task}{ours.removeprefix('LSAC')}"
             evidence = f"routes of each seed: {' '.join(map(str, routes))}" if len(routes) else "no run recorded"
             found.append(Claim(LSAC, text, paired(routes > 1) if len(routes) else "not run", evidence))
+        if task == "AntMaze" and not score:
+            continue
         others = ("SAC", "SAC without entropy", "DSAC-T")
+        seen = {k: score[k]["found"] for k in others if k in score}
+        text = f"Baselines ({', '.join(seen or others)}) find one route or none in training ({task})"
+        evidence = "; ".join(f"{k} {' '.join(map(str, each))}" for k, each in seen.items())
+        evidence = f"routes of at least 5 % of the episodes of each seed: {evidence}" if seen else "no run recorded"
+        found.append(Claim(LSAC, text, paired(pd.concat(seen) <= 1) if seen else "not run", evidence))
         pairs = [(other, "routes", "takes more routes than") for other in others]
         pairs += [
             (k, "coverage", "visits more of the maze than") for k in (*others, "LSAC with Adam", "LSAC, 1 replica")
         ]
-        for other, column, words in pairs if task == "PointMaze" or score else ():
+        for other, column, words in pairs:
             both = [score[k][column] if k in score else pd.Series(dtype=float) for k in ("LSAC", other)]
             claim = Claim(LSAC, f"LSAC {words} {other} ({task})", *difference(*both))
             if column == "coverage" and claim.verdict != "not run":
