@@ -212,6 +212,16 @@ MAZE = Study(
     },
 )  # fmt: skip
 
+# The maze at the size and under the protocol of the main runs, one update a step. With batches twice as large a
+# synthetic row is drawn 640 times between two fits, hence half the step.
+MAZE_SMALL = Study(
+    protocol=dict(env_id="softpolicy/PointMaze-v0", seeds=[0, 1, 2], steps=100_000, warmup=10_000, eval_every=5_000,
+                  eval_episodes=10, checkpoint_every=20_000),
+    common=SIZES["small"],
+    variants={k: MAZE.variants[k] for k in ("sac", "dsact")}
+    | {"lsac": ("LSAC", "lsac", ROUTES | dict(refine_lr=5e-5))},
+)  # fmt: skip
+
 # The protocol of LSAC's authors, twenty steps of as many environments for an update, at the steps of the main runs. Of
 # the 5,000 updates none would see a fit, so fits come as often as in the main runs *by steps*; a fit makes as many rows
 # as there are updates to the next, as there.
@@ -234,6 +244,7 @@ STUDIES = {
     "lsac": LSAC,
     "lsac-twenty": LSAC_TWENTY,
     "maze": MAZE,
+    "maze-small": MAZE_SMALL,
 }
 
 

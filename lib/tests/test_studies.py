@@ -14,6 +14,7 @@ RECORDED = {
     "lsac-ablations": studies.LSAC,
     "lsac-twenty": studies.LSAC_TWENTY,
     "maze": studies.MAZE,
+    "maze-small": studies.MAZE_SMALL,
     "stein-controls": studies.STEIN_CONTROLS,
     **{f"multigoal/{layout}": study for layout, study in studies.MULTIGOAL.items()},
 }

@@ -62,13 +62,13 @@ def lsac_study_claims(place: Path) -> list[Claim]:
     return found
 
 
-def maze_table(place: Path) -> pd.DataFrame:
-    """The runs of the study of mazes below `place` that `maze_study` was applied to, a row a seed: coverage at the end
+def maze_table(place: Path, study: studies.Study = studies.MAZE) -> pd.DataFrame:
+    """The runs of a study of mazes below `place` that `maze_study` was applied to, a row a seed: coverage at the end
     and its gain since the warm-up, whose actions are uniform; the routes that 5 % of the episodes after the warm-up
     took (found); and of the final policy the routes and goals to which 5 % of its episodes went, and the share that
     reached a goal. Folders that are no variant are left alone."""
     table = []
-    for folder, (label, *_) in studies.MAZE.variants.items():
+    for folder, (label, *_) in study.variants.items():
         out = Path(place) / folder
         if not ((out / "coverage.csv").exists() and (out / "routes.csv").exists()):
             continue
