@@ -185,7 +185,6 @@ LSAC = Study(
         "real-lr-3e-4": ("real data, step size 3e-4", "lsac", REAL | dict(lr=3e-4)),
         "real-lr-1e-2": ("real data, step size 1e-2", "lsac", REAL | dict(lr=1e-2)),
         "real-sigma": ("real data, standard deviation not trained", "lsac", REAL | dict(sigma_grad=False)),
-        "real-code-exp": ("real data, replica picked by the code: argmax here", "lsac", REAL | dict(select="code_exp")),
         "real-argmax": ("real data, replica of largest value", "lsac", REAL | dict(select="argmax_safe")),
         "real-l2-norm": ("real data, pull of every tensor", "lsac", REAL | dict(l2_norm=1e-4)),
         "real-share-b": ("real data, shared boundary", "lsac", REAL | dict(share_b=True)),
