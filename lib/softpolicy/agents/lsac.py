@@ -297,8 +297,9 @@ class LSAC(nn.Module):
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """A Langevin step of every critic and, every `delay` updates, a step of policy, temperature and targets.
 
-        `batch` holds n B transitions, the real ones of each replica in turn. `prepare` comes first. The policy's
-        metrics are those of its last step; later updates overwrite them in place.
+        `batch` holds n B transitions, the real ones of each replica in turn. `prepare` comes first. The policy climbs
+        critics that have made their step; the authors' code takes all gradients before any step. The policy's metrics
+        are those of its last step; later updates overwrite them in place.
         """
         cfg = self.config
         real = Batch(*(x.unflatten(1, (cfg.replicas, cfg.batch)) for x in batch))  # [S, n, B, ...]
