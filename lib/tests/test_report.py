@@ -289,6 +289,7 @@ def test_cost_counts_the_fits(tmp_path, rate, word):
     rows += [{"what": what, "name": "diffusion, ours", "per_second": r} for what, r in fit.items()]
     bench.write_text(json.dumps({"rows": [row | {"seeds": 1} for row in rows]}))
     assert about_lsac.lsac_costs(bench)["LSAC's fits and generation"] == pytest.approx(1.0)
+    assert about_lsac.lsac_costs(bench, "small") == {}  # not measured
     assert about_lsac.lsac_cost_claim(bench).verdict == word
 
 

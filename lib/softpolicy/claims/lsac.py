@@ -126,12 +126,12 @@ def maze_claims(table: pd.DataFrame) -> list[Claim]:
     return found
 
 
-def lsac_costs(bench: Path) -> dict[str, float]:
-    """Milliseconds of one update at size paper from a recorded table of `ci/bench`, of SAC, DSAC-T, LSAC, and what
-    LSAC's fits and generated transitions add to each; empty if one of them is not in the table."""
+def lsac_costs(bench: Path, size: str = "paper") -> dict[str, float]:
+    """Milliseconds of one update at a size from a recorded table of `ci/bench`, of SAC, DSAC-T, LSAC, and what LSAC's
+    fits and generated transitions, whose size is one, add to each; empty if one of them is not in the table."""
     rows = json.loads(bench.read_text())["rows"] if bench.exists() else []
     rate = {(r["what"], r["name"]): r["per_second"] for r in rows if r["seeds"] == 1}
-    update, ours = "update, paper", "diffusion, ours"
+    update, ours = f"update, {size}", "diffusion, ours"
     needed = [(update, name) for name in ("sac", "dsact", "lsac")] + [("training step", ours), ("transition", ours)]
     if not rate.keys() >= set(needed):
         return {}
