@@ -259,8 +259,10 @@ def test_diagnosis_reports_the_distance_to_the_exact_log_determinant():
     torch.testing.assert_close(100 * small["step_over_sigma2"], large["step_over_sigma2"], rtol=0.2, atol=0)
     capped = agent((0, 1), step_cap=1e-3).diagnose(obs, rng.generators([0, 1], "d"))
     assert (capped["step_over_sigma2"] < 1e-3).all()  # the cap is on eps (... + 1 / sigma^2)
-    for told in (small, large):  # log pi = log q^0 + SVGD's part - the squashing's
-        assert (told["start"] == small["start"]).all() and told["start"].isfinite().all()
+    assert (10 * small["moved"] < large["moved"]).all() and (small["start"] == large["start"]).all()
+    assert (large["stein_size"] >= large["stein"].abs()).all()
+    still = agent((0, 1), svgd_steps=0).diagnose(obs, rng.generators([0, 1], "d"))
+    assert all((still[k] == 0).all() for k in ("moved", "stein_size", "log_det_gap", "step_over_sigma2"))
 
 
 @pytest.mark.parametrize(

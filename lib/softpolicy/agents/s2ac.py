@@ -166,13 +166,18 @@ class S2AC(nn.Module):
 
         return score
 
+    def begin(self, obs: Tensor, draws: sp.Draws) -> tuple[Tensor, Tensor, tuple]:
+        """Particles before the first step, as `StartLaw.sample` gives them."""
+        cfg, shape = self.config, (self.config.particles, self.n_act)
+        if cfg.truncation == "none":
+            return self.start.sample(obs, draws(rng.normal, *shape))
+        return self.start.sample(obs, cut_normal(draws(rng.uniform, *shape), 3.0), 3.0)
+
     def sample(self, landscape: sp.Landscape, obs: Tensor, draws: sp.Draws, density=True, volume="trace") -> Sample:
         """Particles at obs `[S, B, O]`; gradients reach the start law through all SVGD steps. Without `density` no
         log pi; `volume` as in `svgd`."""
         cfg, shape = self.config, (self.config.particles, self.n_act)
-        cut = None if cfg.truncation == "none" else 3.0
-        z = draws(rng.normal, *shape) if cut is None else cut_normal(draws(rng.uniform, *shape), cut)
-        u, log_q, (mean, std) = self.start.sample(obs, z, cut)
+        u, log_q, (mean, std) = self.begin(obs, draws)
         hessian = cfg.hessian and density and volume == "trace"
         signs = (2.0 * (draws(rng.uniform, *shape) < 0.5) - 1 for _ in range(cfg.svgd_steps))
         flow = svgd(
@@ -277,17 +282,25 @@ class S2AC(nn.Module):
 
     @torch.no_grad()
     def diagnose(self, obs: Tensor, streams) -> dict[str, Tensor]:
-        """`describe` for fresh particles at obs `[S, B, O]`, and, `[S]` too: the mean of log q^0, before the squashing;
-        eps / sigma^2; how far the closed form of log q is from the exact log-determinants of the same steps, the mean
-        of |difference| over particles. Slow.
+        """`describe` for fresh particles at obs `[S, B, O]`, and more means, `[S]` too. Slow.
 
-        The log-determinants have no Hessian term; with the setting `hessian` the difference includes it.
+        start             log q^0, before the squashing
+        moved             the way of a particle's coordinate, in standard deviations of the start law (root mean square)
+        step_over_sigma2  eps / sigma^2
+        stein_size        |log q^L - log q^0| of a particle by the closed form
+        log_det_gap       its distance to the exact log-determinants of the same steps, which have no Hessian term
         """
         landscape, states = sp.Landscape(self.critic, obs, self.config.particles), rng.save(streams)
         sample = self.sample(landscape, obs, sp.Draws(obs, streams))
         rng.restore(streams, states)
         exact = self.sample(landscape, obs, sp.Draws(obs, streams), volume="log_det")
-        gap = (sample.stein - exact.stein).abs().mean((1, 2))
-        start = (sample.log_pi + log_det_tanh(sample.u).sum(-1) - sample.stein).mean((1, 2))
-        ratio = (sample.step / sample.sigma**2).mean((0, 2)) if len(sample.step) else torch.zeros_like(gap)
-        return self.describe(sample) | {"start": start, "step_over_sigma2": ratio, "log_det_gap": gap}
+        rng.restore(streams, states)
+        u, log_q, (_, std) = self.begin(obs, sp.Draws(obs, streams))
+        size, gap = (x.abs().mean((1, 2)) for x in (sample.stein, sample.stein - exact.stein))
+        return self.describe(sample) | {
+            "start": log_q.mean((1, 2)),
+            "moved": ((sample.u - u) / std).square().mean((1, 2, 3)).sqrt(),
+            "step_over_sigma2": (sample.step / sample.sigma**2).mean((0, 2)) if len(sample.step) else 0 * gap,
+            "stein_size": size,
+            "log_det_gap": gap,
+        }
