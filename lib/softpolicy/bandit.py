@@ -86,18 +86,18 @@ def total_variation(p: Tensor, q: Tensor) -> Tensor:
 
 def mode_masses(p: Tensor) -> Tensor:
     """Probability of each bump's disc (see `mode_of`), the rest last: `[..., n, n] -> [..., 9]`."""
-    where = mode_of(grid(p.shape[-1]))  # [n, n]
+    where = mode_of(grid(p.shape[-1]).to(p))  # [n, n]
     return torch.stack([integral(p * (where == k)) for k in range(len(CENTRES) + 1)], -1)
 
 
 def sample_masses(a: Tensor) -> Tensor:
     """Share of actions in each bump's disc, elsewhere last: `[..., N, 2] -> [..., 9]`; see `mode_masses`."""
-    return (mode_of(a)[..., None] == torch.arange(len(CENTRES) + 1)).double().mean(-2)
+    return (mode_of(a)[..., None] == torch.arange(len(CENTRES) + 1, device=a.device)).double().mean(-2)
 
 
 def effective_modes(masses: Tensor) -> Tensor:
     """`exp` of the entropy of the shares of the eight bumps, `[..., 9] -> [...]`: 8 if all weigh the same, 1 for one
-    alone. `masses` are those of `mode_masses` or `sample_masses`."""
+    alone, NaN if no action is at any. `masses` are those of `mode_masses` or `sample_masses`."""
     share = masses[..., :-1]
     share = share / share.sum(-1, keepdim=True)
     return torch.exp(-torch.xlogy(share, share).sum(-1))
@@ -111,7 +111,7 @@ def describe(a: Tensor, w: float) -> dict[str, Tensor]:
     nine masses of the actions and of the soft policy.
     """
     r, masses = reward(a), sample_masses(a)
-    exact = mode_masses(boltzmann(reward(grid(400)), 1 / w))
+    exact = mode_masses(boltzmann(reward(grid(400)), 1 / w)).to(a.device)
     return {
         "mean": r.mean(-1),
         "std": r.std(-1),

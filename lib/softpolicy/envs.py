@@ -106,7 +106,7 @@ def vector(env_id: str, n: int) -> SyncVectorEnv:
 
 
 def final_obs(obs: np.ndarray, info: dict) -> np.ndarray:
-    """The observations that the actions led to, `[S, O]`: `obs`, but the true last one where an episode ended."""
+    """The observations that the actions led to, `[S N, O]`: `obs`, but the true last one where an episode ended."""
     if "final_obs" not in info:
         return obs
     obs = obs.copy()

@@ -149,7 +149,8 @@ class Rollout(NamedTuple):
     """Episodes of `simulate`; `[...]` is its `shape`."""
 
     path: np.ndarray  # [T + 1, ..., 2], positions from the origin on; at rest after the end of an episode
-    value: np.ndarray  # [...], undiscounted return
+    rewards: np.ndarray  # [T, ...], 0 after the end of an episode
+    value: np.ndarray  # [...], their sum: the undiscounted return
     steps: np.ndarray  # [...], 1 to T
     goal: np.ndarray  # [...], the goal reached, -1 if none
     collided: np.ndarray  # [...], whether a wall was hit at least once
@@ -166,14 +167,14 @@ def simulate(
     """
     goals, walls = goals_of(layout), walls_of(layout, walls)
     position = np.zeros((*np.atleast_1d(shape), 2))
-    value, length = np.zeros(position.shape[:-1]), np.zeros(position.shape[:-1], int)
+    rewards, length = np.zeros((steps, *position.shape[:-1])), np.zeros(position.shape[:-1], int)
     goal, collided, path = length - 1, np.zeros(length.shape, bool), [position]
-    for _ in range(steps):
+    for t in range(steps):
         alive = goal < 0
         action = np.clip(np.asarray(policy(position.astype(np.float32)), float), -1, 1)
         new, hit = move(position, action, walls)
         position = np.where(alive[..., None], new, position)
-        value += np.where(alive, reward(position, action, goals), 0)
+        rewards[t] = np.where(alive, reward(position, action, goals), 0)
         length += alive
         collided |= alive & hit
         goal = np.where(alive, goal_reached(position, goals), goal)
@@ -181,7 +182,7 @@ def simulate(
         if (goal >= 0).all():
             break
     path += [position] * (steps + 1 - len(path))
-    return Rollout(np.stack(path), value, length, goal, collided)
+    return Rollout(np.stack(path), rewards, rewards.sum(0), length, goal, collided)
 
 
 def draw_landscape(ax, layout: str, walls=()) -> None:

@@ -73,15 +73,13 @@ def along_paths(agent, seeds, layout: str, gamma: float, alpha: float, episodes:
     own estimate if it has one; and, a row a seed, `soft`: the mean of `sum_t gamma^t (r_t + alpha H_t)`, what a
     maximum-entropy policy maximises."""
     found = multigoal.simulate(policy(agent, seeds, "paths"), layout, (len(seeds), episodes))
-    rows, soft, goals = [], np.zeros(len(seeds)), multigoal.goals_of(layout)
+    rows, soft = [], np.zeros(len(seeds))
     for t in range(multigoal.STEPS):
-        here, after = found.path[t], found.path[t + 1]
-        alive = found.steps > t  # [S, N]
+        here, alive = found.path[t], found.steps > t  # [S, N]
         if not alive.any():
             break
         h = entropies(agent, seeds, here, draws, f"entropy {t}")
-        gained = multigoal.reward(after, after - here, goals) + alpha * h
-        soft += gamma**t * np.where(alive, gained, 0).mean(1)
+        soft += gamma**t * (found.rewards[t] + alpha * np.where(alive, h, 0)).mean(1)
         mean = np.where(alive, h, 0).sum(1) / alive.sum(1).clip(1)
         rows += [{"where": "path", "at": t, "seed": s, "entropy": mean[i], "n": alive[i].sum()}
                  for i, s in enumerate(seeds) if alive[i].any()]  # fmt: skip

@@ -339,9 +339,11 @@ class LevelCritic(nn.Module):
     def forward(self, obs: Tensor, action: Tensor, level: int | Tensor | None = None) -> Tensor:
         """obs `[S, B, O]`, action `[S, B, A]` (it may lie outside the box), level `[S, B]` or one number.
 
-        ValueError for an action of another shape.
+        ValueError for an action of another shape, and without the level that a critic with levels needs.
         """
         self._check(action, obs)
+        if self.levels and level is None:
+            raise ValueError(f"this critic has {self.levels} noise levels; give one, from 0 to {self.levels - 1}")
         x = torch.cat((obs, action), -1).unsqueeze(1).expand(-1, self.members, -1, -1)  # [S, E, B, O+A]
         if self.levels:
             h = self.embedding(level)

@@ -41,8 +41,12 @@ def learning_curves(
     x          "step", "updates" or "seconds"
     aggregate  `np.mean` or `stats.iqm`; takes `axis`
     reference  rows of a table of reported returns (`runs.reported`) to draw as points with their spread
+
+    ValueError for a reference with rows of several tasks.
     """
     tasks = list(dict.fromkeys(rows["env_id"]))
+    if reference is not None and len(tasks) > 1:
+        raise ValueError(f"a reference belongs to one task, the rows have {', '.join(tasks)}; draw them one by one")
     if axes is None:
         _, axes = plt.subplots(1, len(tasks), figsize=(5.6 * len(tasks), 3.9), squeeze=False, layout="constrained")
     names = list(dict.fromkeys(rows[hue]))

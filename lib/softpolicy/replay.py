@@ -63,7 +63,8 @@ class Replay:
         return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
 
     def put_actions(self, slot: Tensor, action: Tensor) -> None:
-        """Replace the actions at `slot` `[S, B]` by `action` `[S, B, A]`."""
+        """Replace the actions at `slot` `[S, B]` by `action` `[S, B, A]`; of a slot that occurs twice one of both
+        stays, on CUDA not always the same."""
         rows, start = self.rows.flatten(0, 1), self.widths[0]
         rows[(self.first + slot).flatten(), start : start + self.widths[1]] = action.flatten(0, 1)
 

@@ -21,7 +21,8 @@ from softpolicy.train import trained
 
 
 def study(folder, states: int = 200) -> pd.DataFrame:
-    """Write and return the table, from `states` equally spaced states of the replay's second half.
+    """Write and return the table of the seeds that have not diverged, from `states` equally spaced states of the
+    replay's second half.
 
     ValueError for less than one state; `runs.RunError` for a run of another agent or without a checkpoint.
     """
@@ -37,7 +38,8 @@ def study(folder, states: int = 200) -> pd.DataFrame:
     told = agent.diagnose(rows[:, some, :n_obs], rng.generators(identity["seeds"], "diagnosis"))
     table = pd.DataFrame({"seed": identity["seeds"], "step": found["step"], "states": states}
                          | {name: x.tolist() for name, x in told.items()})  # fmt: skip
-    text = table[~table["seed"].astype(str).isin(found["diverged"])].to_csv(index=False, float_format="%.5g")
+    table = table[~table["seed"].astype(str).isin(found["diverged"])]
+    text = table.to_csv(index=False, float_format="%.5g")
     runs.write_atomically(folder / "diagnosis.csv", text.encode())
     return table
 

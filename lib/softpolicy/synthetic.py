@@ -24,7 +24,7 @@ class Synthetic:
         self.streams = rng.generators(seeds, "diffusion", device=device)
         capacity = config.synthetic_capacity if config.mix or config.leak else 1  # otherwise nothing enters it
         self.data = Replay(capacity, len(seeds), n_obs, n_act, device)
-        self.generated = torch.zeros(len(seeds), device=device)  # share of generated transitions in the buffer
+        self.generated = torch.zeros(len(seeds), device=device)  # share of generated ones among all that entered
         self.added = 0  # generated transitions so far
 
     def follow(self, replay: Replay, updates: int, improve: Callable) -> None:
@@ -32,7 +32,7 @@ class Synthetic:
         `refit_every`. `improve(obs, action, coin)` refines new actions."""
         cfg = self.config
         if cfg.copies or not cfg.diffusion:
-            first = max(self.copied, replay.added - replay.capacity)
+            first = max(self.copied, replay.added - min(replay.capacity, self.data.capacity))
             rows = replay.rows[:, torch.arange(first, replay.added, device=replay.rows.device) % replay.capacity]
             self.data.add(*rows.split(self.data.widths, -1))
             self.copied = replay.added

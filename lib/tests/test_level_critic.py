@@ -86,6 +86,8 @@ def test_actions_of_another_shape_are_refused():
             c(obs, action.double(), 0)
         with pytest.raises(ValueError, match="must have shape"):
             c.action_gradient(obs)(action.double(), 0)
+    with pytest.raises(ValueError, match="this critic has 10 noise levels; give one, from 0 to 9"):
+        c(obs, torch.zeros(2, 3, A).double())
 
 
 def test_level_embedding_has_the_authors_numbers():

@@ -309,6 +309,25 @@ def test_a_diverged_replica_is_counted_and_left_alone():
     assert built.synthetic.data.rows[:, : built.synthetic.data.added].isfinite().all()
 
 
+@pytest.mark.parametrize("optimizer", ["asgld", "adam"])
+def test_a_replica_that_diverges_in_this_very_step_does_not_reach_the_policy(optimizer):
+    """Its values are finite, its loss overflows; in some of the seeds it would have been the one picked."""
+    seeds = list(range(8))
+    built = agent(seeds, mix=0.0, diffusion=False, refine="off", optimizer=optimizer)
+    with torch.no_grad():
+        for critic in (built.critic, built.target):
+            critic.body.layers[-1].bias[:, 1] += 3e19
+    info = steps(built, replay_of(seeds), 1, seeds)
+    assert not built.critic.body.layers[-1].bias[:, 1].isfinite().any() and (info["replicas"] == 2).all()
+    assert all(p.isfinite().all() for p in built.actor.parameters())
+
+
+def test_the_first_copy_takes_no_more_than_the_buffer_holds():
+    built, replay = agent(diffusion=False, refine="off", synthetic_capacity=25), replay_of([0], 40)
+    built.prepare(replay)
+    assert built.synthetic.data.added == 25 and torch.equal(built.synthetic.data.rows, replay.rows[:, 15:40])
+
+
 def test_training_with_synthetic_data_runs_and_resumes(tmp_path):
     """Through the loop, with fits on the way; cut in two it gives the rows of an uninterrupted run."""
     config = lsac.Config(width=16, batch=8, replicas=2, refit_every=40, n_synth=50, diffusion_width=8,

@@ -147,17 +147,26 @@ def test_simulation_is_the_task(env_id):
     many = mg.simulate(policy, layout, (2, 3), True)
     assert many.path.shape == (31, 2, 3, 2)
     for j in range(6):
-        env, total, hit = gym.make(env_id), 0.0, False
+        env, total, hit, each = gym.make(env_id), 0.0, False, np.zeros(30)
         env.reset()
         for t in range(30):
             obs, reward, terminated, truncated, info = env.step(actions[t].reshape(6, 2)[j])
-            total, hit = total + reward, hit | info["collision"]
+            total, hit, each[t] = total + reward, hit | info["collision"], reward
             if terminated or truncated:
                 break
-        value, steps, goal, collided = (x.flat[j] for x in many[1:])
+        value, steps, goal, collided = (x.flat[j] for x in many[2:])
+        np.testing.assert_allclose(many.rewards.reshape(30, 6)[:, j], each)
         assert (value, steps, goal, collided) == (pytest.approx(total), t + 1, info["goal"], hit)
         np.testing.assert_allclose(many.path[-1].reshape(6, 2)[j], obs, rtol=1e-6)
     assert 0 < many.collided.sum() < 6 and (many.goal >= 0).any()
+
+
+def test_steps_against_the_border_are_paid_for():
+    """At (7, 7) an action of length sqrt(2) leads nowhere and costs 60."""
+    found = mg.simulate(lambda s: np.ones(s.shape), "four", 1)
+    assert found.path[10, 0].tolist() == [7, 7]
+    away = 49 + 4  # the squared distance to the goal at (5, 0) or (0, 5)
+    np.testing.assert_allclose(found.rewards[10:, 0], -60 - away)
 
 
 def test_picture_shows_path_and_walls():

@@ -338,6 +338,16 @@ def test_many_variants_have_colours_of_their_own_and_references_are_drawn_beside
     plt.close(fig)
 
 
+def test_a_reference_belongs_to_one_task(tmp_path):
+    rows = [runs.load(write_run(tmp_path / task, task, [1.0], 10_000)) for task in ("HalfCheetah-v5", "Hopper-v5")]
+    with pytest.raises(ValueError, match="belongs to one task, the rows have HalfCheetah-v5, Hopper-v5"):
+        plots.learning_curves(pd.concat(rows), reference=pd.DataFrame())
+
+
+def test_no_seed_is_no_verdict():
+    assert verdicts.paired(pd.Series(dtype=bool)) == "not run"
+
+
 def test_two_runs_of_one_name_share_a_mean_clock(tmp_path):
     tables = []
     for k, seconds in enumerate(([10.0, 20.0], [100.0, 200.0])):

@@ -304,9 +304,9 @@ class LSAC(nn.Module):
         cfg = self.config
         real = Batch(*(x.unflatten(1, (cfg.replicas, cfg.batch)) for x in batch))  # [S, n, B, ...]
         rows, synthetic = self.critic_batch(real)
-        info, means = self.critic_step(rows, synthetic)
+        info, values, alive = self.critic_step(rows, synthetic)
         if self.phase[0] == 0 or not self.policy_info:
-            self._remember(self.policy_step(real.obs, means))
+            self._remember(self.policy_step(real.obs, values, alive))
             polyak(*self.averages, cfg.tau)
         return info | self.policy_info
 
@@ -327,8 +327,9 @@ class LSAC(nn.Module):
         alpha = self.log_alpha.detach().exp()
         return soft_targets(rows, mean, std, z, log_pi.unflatten(1, (n, size)), alpha, self.config.gamma)
 
-    def critic_step(self, rows: Batch, synthetic: Batch | None) -> tuple[dict, Tensor]:
-        """One step of all critics; metrics, and each replica's value of its batch `[S, n]`."""
+    def critic_step(self, rows: Batch, synthetic: Batch | None) -> tuple[dict, Tensor, Tensor]:
+        """One step of all critics; metrics, each replica's value of its batch `[S, n]`, and which replicas have finite
+        values and, after the step, finite weights."""
         cfg, params = self.config, list(self.critic.parameters())
         y, y_z = self.targets(rows)
         mean, std = self.critic(rows.obs, rows.action)
@@ -342,12 +343,13 @@ class LSAC(nn.Module):
             grads = [g + cfg.l2_norm * self._pull(p) for g, p in zip(grads, params, strict=True)]
         follow(self.opts["critic"], grads)
         means = mean.detach().mean(-1)  # [S, n, 2]
-        alive = means.isfinite().all(2)
+        weights = sum(p.detach().flatten(2).sum(2) for p in params)  # [S, n], finite if all of them are
+        alive = means.isfinite().all(2) & weights.isfinite()
         average = lambda x: x.where(alive, 0).sum(1) / alive.sum(1)  # noqa: E731  over the replicas that are finite
         value, share = means.amin(2), self.synthetic.generated
         spread = (average(value**2) - average(value) ** 2).clamp(min=0).sqrt()
         edge = 0 * share if synthetic is None else (synthetic.action.abs() > 0.999).float().mean((1, 2, 3))
-        return {
+        info = {
             "q": average(means.mean(2)),
             "return_std": average(std.detach().mean((2, 3))),
             "boundary": average(self.boundary.mean(2)),
@@ -355,7 +357,8 @@ class LSAC(nn.Module):
             "replicas": alive.sum(1).float(),
             "generated": share * cfg.mix,
             "synthetic_edge": edge,  # share of the drawn synthetic actions' coordinates that sit at the box, as stored
-        }, value
+        }
+        return info, value, alive
 
     @torch.no_grad()
     def _pull(self, p: Tensor) -> Tensor:
@@ -363,11 +366,12 @@ class LSAC(nn.Module):
         p = p + 1e-4 * rng.normal(self.noise, *p.shape[1:])
         return p / torch.linalg.vector_norm(p, dim=(-2, -1), keepdim=True)
 
-    def policy_step(self, obs: Tensor, values: Tensor) -> dict[str, Tensor]:
-        """One step of policy and temperature on the real observations `[S, n, B, O]` of the replica picked."""
+    def policy_step(self, obs: Tensor, values: Tensor, alive: Tensor) -> dict[str, Tensor]:
+        """One step of policy and temperature on the real observations `[S, n, B, O]` of the replica picked by its value
+        `[S, n]` among those alive."""
         cfg = self.config
         coin = rng.uniform(self.noise, cfg.replicas)
-        replica = pick(values, values.isfinite(), cfg.select, coin)
+        replica = pick(values, alive, cfg.select, coin)
         obs = obs[torch.arange(len(replica), device=replica.device), replica]  # [S, B, O]
         action, log_pi = self.actor.sample(obs, rng.normal(self.noise, obs.shape[1], self.n_act))
         q = self.critic.mean_of(replica, obs, action).amin(1)

@@ -47,7 +47,7 @@ class Config:
     svgd_lr: float = setting(0.1, "step size eps; code")
     bandwidth: str = setting("half-mean", f"rule of the kernel, {', '.join(RULES)}; code")
     sigma: float = setting(0.0, "fixed bandwidth in place of the rule; 0 takes the rule; code")
-    sigma_floor: float = setting(0.0, "smallest bandwidth of the rule; code (none)")
+    sigma_floor: float = setting(0.0, "smallest bandwidth, of the rule or sigma; code (none)")
     step_cap: float = setting(0.0, "largest eps times the Jacobian's bound, as in `svgd`; 0 for none; ours")
     score_temp: str = setting("alpha", "particles seek exp(Q / alpha) (alpha; paper) or exp(Q) (one; code)")
     score_at: str = setting("density", "Q at tanh(u) with the density's log-Jacobian (density; ours, makes a follow"

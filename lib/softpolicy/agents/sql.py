@@ -63,7 +63,8 @@ RELEASE = dict(bandwidth="half-mean", score_temp="one", proposals="policy", late
 
 def soft_value(q: Tensor, alpha: float, n_act: int) -> Tensor:
     """`alpha log mean_m exp(min_e Q_e / alpha) + alpha A log 2`, equation 10 with uniform proposals on [-1, 1]^A:
-    q `[..., M]` -> `[...]`, an estimate (biased low) of `alpha log int exp(Q / alpha) da`."""
+    q `[..., M]` -> `[...]`, an estimate (biased low) of `alpha log int exp(Q / alpha) da`. With proposals of the
+    policy, as in S2AC's code, it estimates something else."""
     return alpha * (torch.logsumexp(q / alpha, -1) - math.log(q.shape[-1]) + n_act * math.log(2))
 
 

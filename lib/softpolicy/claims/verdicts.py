@@ -20,6 +20,8 @@ class Claim(NamedTuple):
 
 def paired(better: pd.Series) -> str:
     """The verdict on a comparison made once for each training seed."""
+    if better.empty:
+        return "not run"
     if better.all():
         return "reproduced"
     return "not reproduced" if better.mean() <= 0.5 else "mixed"

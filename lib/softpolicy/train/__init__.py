@@ -123,7 +123,9 @@ def trained(out, device: str = "cpu"):
         agents.restore(agent, state["agent"])
     else:
         nets = {name: x for name, x in state["agent"]["nets"].items() if name != "_extra_state"}  # LSAC's has streams
-        agent.load_state_dict(nets, strict=False)
+        missing, _ = agent.load_state_dict(nets, strict=False)
+        if set(missing) - {"_extra_state"}:
+            raise runs.RunError(f"the checkpoint of {out} lacks {', '.join(missing)}; was it made by another version?")
     return agent
 
 
