@@ -3,6 +3,7 @@
 import copy
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from softpolicy import streams as rng
 from softpolicy.agents import s2ac, sac, sql
 from softpolicy.replay import Batch
 from softpolicy.svgd import pairs, velocity
+from softpolicy.train import train
 
 O, A, B, M = 5, 2, 8, 4
 SMALL = dict(width=16, batch=B, particles=M)
@@ -228,6 +230,17 @@ def test_without_steps_it_learns_what_sac_learns():
         for p, q in zip(mine.parameters(), other.parameters(), strict=True):
             torch.testing.assert_close(p, q, atol=1e-5, rtol=0)
     assert ours.act(batch.obs, rng.generators([0, 1], "act")).shape == batch.action.shape
+
+
+def test_without_steps_a_training_run_is_sacs(tmp_path):
+    """Through the loop: the same exploration, so the same episodes and the same critics, to rounding."""
+    kw = dict(width=8, batch=8)
+    pair = s2ac.Config(**kw, **s2ac.AS_SAC), sac.Config(**kw, init_alpha=0.2, learn_alpha=False)
+    given = dict(warmup=20, eval_every=40, eval_episodes=1, checkpoint_every=1000)
+    ours, theirs = (train(c, "Line-v0", [0, 1, 2], 200, tmp_path / c.name, **given) for c in pair)
+    for column in ("train_return", "q", "actor_loss"):
+        np.testing.assert_allclose(ours[column], theirs[column], atol=1e-3, rtol=1e-3)
+    assert theirs["train_return"].nunique() > 6
 
 
 def test_each_optimiser_moves_its_own_network_alone():

@@ -211,6 +211,8 @@ class S2AC(nn.Module):
         if streams is None:
             warn_unless_invertible(cfg.svgd_lr, sample.bound)
         action = sample.u.tanh()
+        if cfg.particles == 1:
+            return action[:, :, 0]
         q = torch.zeros_like(sample.weight) if select == "random" else landscape.value(action)
         return sp.choose(select, action, q, self.temperature, draws(rng.uniform), sample.weight)
 
