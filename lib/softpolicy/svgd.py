@@ -51,7 +51,12 @@ def squared_bandwidth(distance: Tensor, bandwidth: float | str = "half-mean", fl
 
 
 def pairs(y: Tensor, x: Tensor, bandwidth: float | str = "half-mean", floor: float = 0.0) -> Pairs:
-    """The RBF kernel between positions y `[..., n, d]` and sources x `[..., m, d]`; options: `squared_bandwidth`."""
+    """The RBF kernel between positions y `[..., n, d]` and sources x `[..., m, d]`; options: `squared_bandwidth`.
+
+    ValueError for positions and sources of different dimensions.
+    """
+    if y.shape[-1] != x.shape[-1]:
+        raise ValueError(f"positions have {y.shape[-1]} dimensions and sources {x.shape[-1]}; they must agree")
     centre = x.detach().mean(-2, keepdim=True)  # distances do not change, their rounding does
     y, x = y - centre, x - centre
     squares = y.square().sum(-1)[..., :, None] + x.square().sum(-1)[..., None, :]

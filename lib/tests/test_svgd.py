@@ -464,6 +464,11 @@ def test_chains_refuse_bad_input(bad):
         chains.deterministic_langevin(gaussian_score, x, log_q, *bad)
 
 
+def test_positions_of_another_dimension_are_refused():
+    with pytest.raises(ValueError, match="positions have 3 dimensions and sources 2"):
+        stein.pairs(normal(0, 4, 3), normal(1, 4, 2))
+
+
 def test_chains_refuse_what_would_broadcast():
     x, log_q = gaussian_start(0, 3)
     ones = torch.ones_like(x)
