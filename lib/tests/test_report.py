@@ -344,6 +344,12 @@ def test_a_reference_belongs_to_one_task(tmp_path):
         plots.learning_curves(pd.concat(rows), reference=pd.DataFrame())
 
 
+def test_nothing_is_remarked_on_what_was_not_run():
+    done = verdicts.Claim("c", "text", "mixed", "rows")
+    assert verdicts.remark(done, "so").evidence == "rows; so"
+    assert verdicts.remark(done._replace(verdict="not run"), "so").evidence == "rows"
+
+
 def test_no_seed_is_no_verdict():
     assert verdicts.paired(pd.Series(dtype=bool)) == "not run"
 

@@ -54,5 +54,5 @@ def beats(
 
 
 def remark(claim: Claim, words: str) -> Claim:
-    """The claim with a remark at the end of its evidence."""
-    return claim._replace(evidence=f"{claim.evidence}; {words}")
+    """The claim with a remark at the end of its evidence, if there is any."""
+    return claim if claim.verdict == "not run" else claim._replace(evidence=f"{claim.evidence}; {words}")
