@@ -123,16 +123,15 @@ MULTIGOAL["three-long"] = MULTIGOAL["three"]._replace(
     variants=STEIN_LONG,
 )
 
-# What S2AC is without steps, under the protocol of the main runs: with SAC's networks and one particle it should be
-# SAC at a fixed temperature; then as it is.
+# S2AC without steps, under the protocol of the main runs: with SAC's networks and one particle it should be SAC at a
+# fixed temperature.
 STEIN_CONTROLS = Study(
     protocol=dict(env_id="Hopper-v5", seeds=[0, 1, 2], steps=100_000, warmup=10_000, eval_every=5_000,
                   eval_episodes=10, checkpoint_every=20_000),
     common=SIZES["small"],
     variants={
         "sac": ("SAC, temperature 0.2", "sac", dict(init_alpha=ALPHA, learn_alpha=False)),
-        "s2ac-0": ("S2AC without steps, networks of SAC", "s2ac", s2ac.AS_SAC),
-        "s2ac-start": ("S2AC without steps", "s2ac", dict(svgd_steps=0)),
+        "s2ac-0": ("S2AC without steps", "s2ac", s2ac.AS_SAC),
     },
 )  # fmt: skip
 
