@@ -10,7 +10,7 @@ learning  nets, optim, replay, diffusion, synthetic
 policies  langevin_policy, stein_policy (acting by chains and by particles on a critic)
 agents    sac, sql, s2ac, lql, nclql, lsac, dsact (in `agents`: settings, `act`, `update`; none imports another, but for
           dsact, which is lsac with other settings)
-training  train
+training  train, join (seeds trained apart, put together)
 studies   studies (the settings of recorded studies), bandit_study, entropy_chains, entropy_study, multigoal_study,
           stein_study, maze_study
 pages     report, claims, plots

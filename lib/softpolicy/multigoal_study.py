@@ -99,7 +99,7 @@ def along_paths(agent, seeds, layout: str, gamma: float, alpha: float, episodes:
 def follow(task: str, variant: str, out, **changes) -> None:
     """Train a variant in slices and describe it after each and at the end; what is there is not made again.
 
-    `changes` replace arguments of the study's protocol.
+    `changes` replace arguments of the study's protocol. Raises `studies.Stopped` as `studies.run` does.
     """
     study, place, layout = studies.MULTIGOAL[task], Path(out) / task, layout_of(task)
     protocol = study.protocol | changes
@@ -223,6 +223,9 @@ def main() -> None:
                 follow(task, variant, args.out)
             except runs.RunError as e:
                 sys.exit(f"error: {e}")
+            except studies.Stopped as e:
+                print(e)
+                sys.exit(75)
 
 
 if __name__ == "__main__":

@@ -254,9 +254,18 @@ def config(study: Study, variant: str):
     return agent(**{k: v for k, v in study.common.items() if k in known} | changes)
 
 
+class Stopped(Exception):
+    """A run was stopped before its end, so that what follows it cannot be done yet."""
+
+
 def run(study: Study, variant: str, out, **changes) -> pd.DataFrame:
-    """Make or resume the runs of a variant in a folder below `out`; `changes` replace arguments of the protocol."""
-    return train(config(study, variant), out=Path(out) / variant, **(study.protocol | changes))
+    """Make or resume the runs of a variant in a folder below `out`; `changes` replace arguments of the protocol. Raises
+    `Stopped` if SIGTERM or a time limit ended it early."""
+    folder = Path(out) / variant
+    rows, found = train(config(study, variant), out=folder, **(study.protocol | changes)), runs.manifest(folder)
+    if found["status"] == "stopped":
+        raise Stopped(f"{folder} was stopped at step {found['step']} of {found['steps']}; the same command goes on")
+    return rows
 
 
 def load(study: Study, root) -> pd.DataFrame:
@@ -283,6 +292,9 @@ def main() -> None:
             rows = run(study, variant, args.out)
         except runs.RunError as e:
             sys.exit(f"error: {e}")
+        except Stopped as e:
+            print(e)
+            sys.exit(75)
         last = rows[rows["step"] == rows["step"].max()]["return"]
         print(f"{variant}: {last.mean():.1f} at the last evaluation", flush=True)
 

@@ -102,9 +102,11 @@ def test_each_selection_is_measured_with_and_without_the_wall():
 
 
 def test_a_variant_is_followed_once(tmp_path):
-    short = dict(steps=30, warmup=20, eval_every=1)
+    short, folder = dict(steps=30, warmup=20, eval_every=1), tmp_path / "three" / "sac"
+    with pytest.raises(studies.Stopped):
+        study.follow("three", "sac", tmp_path, max_seconds=1e-9, **short)
+    assert not (folder / "progress.csv").exists()  # it is not at the first slice's end
     study.follow("three", "sac", tmp_path, **short)
-    folder = tmp_path / "three" / "sac"
     progress = pd.read_csv(folder / "progress.csv")
     assert progress["step"].unique().tolist() == list(range(21, 31)) and len(progress) == 10 * 5
     shares = progress[["g0", "g1", "g2", "none"]].sum(axis=1)

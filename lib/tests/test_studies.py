@@ -1,6 +1,7 @@
 """Studies name runs that exist as settings and that can be made, loaded and told apart."""
 
 import dataclasses
+import sys
 
 import pytest
 
@@ -56,3 +57,14 @@ def test_a_study_is_made_and_loaded_variant_by_variant(tmp_path):
     rows = studies.load(study, tmp_path)
     assert rows.groupby("variant")["step"].max().to_dict() == {"LQL": 60, "NC-LQL": 60}
     assert runs.manifest(tmp_path / "lql")["identity"]["n_envs"] == 5
+
+
+def test_a_study_that_is_stopped_begins_no_further_variant(tmp_path, monkeypatch, capsys):
+    protocol = dict(env_id="Line-v0", seeds=[0], steps=60, warmup=20, eval_every=30, eval_episodes=1, max_seconds=1e-9)
+    variants = {k: studies.STEIN[k] for k in ("sac", "sql")}
+    monkeypatch.setitem(studies.STUDIES, "maze", studies.Study(protocol, dict(width=8, batch=4), variants))
+    monkeypatch.setattr(sys, "argv", ["studies", "maze", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as end:
+        studies.main()
+    assert end.value.code == 75 and [p.name for p in tmp_path.iterdir()] == ["sac"]
+    assert "was stopped at step 1 of 60; the same command goes on" in capsys.readouterr().out

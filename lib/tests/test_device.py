@@ -1,0 +1,74 @@
+"""What a CUDA graph asks of an update, seen on a CPU: every operation that an agent's update does is looked at."""
+
+import importlib
+import pkgutil
+
+import pytest
+import torch
+from agent_checks import random_batches
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from softpolicy import agents
+from softpolicy import streams as rng
+from softpolicy.replay import Replay
+
+SEEDS = [0, 1, 2]
+TINY = {"width": 16, "batch": 8}
+SETTINGS = {"lsac": dict(diffusion_width=16, diffusion_steps=2, n_synth=32, refit_every=4, capacity=100)}
+READ_BACK = {"_local_scalar_dense", "nonzero", "masked_select", "_unique2", "equal", "lift_fresh"}
+CHOICES = {"index", "index_put", "index_put_", "_index_put_impl_"}
+
+
+class Watch(TorchDispatchMode):
+    """Collects the operations that no graph can hold: those that wait for a number, choose by a mask (their shape
+    depends on data), or make a tensor from Python's numbers or without saying on which device."""
+
+    def __init__(self):
+        super().__init__()
+        self.found, self.unnamed = set(), torch.device("meta")  # where tensors go whose device is not named
+
+    def __enter__(self):
+        self.unnamed.__enter__()
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        super().__exit__(*error)
+        self.unnamed.__exit__(*error)
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name, kwargs = func.overloadpacket.__name__, kwargs or {}
+        by_mask = name in CHOICES and any(x.dtype == torch.bool for x in tree_leaves(args[1]) if x is not None)
+        if name in READ_BACK or by_mask or kwargs.get("device") == self.unnamed:
+            self.found.add(str(func))
+        return func(*args, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [lambda x: x.sum().item(), lambda x: bool(x.any()), lambda x: x[x > 0], lambda x: x.index_put((x > 0,), x),
+     lambda x: torch.zeros(3), lambda x: torch.arange(3.0), lambda x: torch.tensor([1.0], device=x.device)],
+)  # fmt: skip
+def test_what_no_graph_can_hold_is_seen(wrong):
+    x = torch.ones(3)
+    with Watch() as watch:
+        (x * 2).clamp(max=1)[torch.arange(3, device=x.device)]
+    assert not watch.found
+    with watch:
+        wrong(x)
+    assert watch.found
+
+
+@pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(agents.__path__)])
+def test_an_update_waits_for_nothing(name):
+    config = importlib.import_module(f"softpolicy.agents.{name}").Config(**TINY | SETTINGS.get(name, {}))
+    agent, replay, streams = config.build(5, 2, SEEDS), Replay(100, len(SEEDS), 5, 2), rng.generators(SEEDS, "sample")
+    (b,) = random_batches(SEEDS, 1, 50)
+    replay.add(b.obs, b.action, b.reward[..., None], b.next_obs, b.terminated[..., None])
+    for _ in range(6):  # both phases of an agent that has them, before and after a fit
+        if hasattr(agent, "prepare"):
+            agent.prepare(replay)
+        with Watch() as watch:
+            metrics = agent.update(replay.sample(getattr(config, "transitions", config.batch), streams))
+        assert not watch.found
+        assert {x.shape for x in metrics.values()} == {(len(SEEDS),)}
