@@ -23,13 +23,14 @@ def keep_memory() -> None:
 
 
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+WIDE = torch.backends.cpu.get_cpu_capability().startswith("AVX512")  # where oneDNN is the faster one
 
 
 class Product(torch.autograd.Function):
     """`x @ w + b` for x `[N, n, in]`, w `[N, in, out]` and b `[N, 1, out]` or None, differentiable any number of times.
 
     On a CPU in float32 by oneDNN, which uses all of a CPU where torch's own product (MKL's) may not: on AMD's with
-    AVX-512 it is up to twice as fast, from about a hundred rows on.
+    AVX-512 it is up to twice as fast, from about a hundred rows on. Without AVX-512 it is the slower one.
     """
 
     @staticmethod
@@ -50,10 +51,9 @@ class Product(torch.autograd.Function):
 
 
 def affine(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
-    """`x @ w + b` as in `Product`, by whichever is faster: `Product` from 256 units and a hundred rows on; for a single
-    output on a CPU a sum of products, where MKL's way back takes ten times as long."""
-    large = not x.is_cuda and x.shape[1] * w.shape[1] * w.shape[2] >= 1 << 23 and min(w.shape[1:]) >= 128
-    if large:
+    """`x @ w + b` as in `Product`, by whichever is faster: with AVX-512 `Product` from 256 units and a hundred rows on;
+    for a single output on a CPU a sum of products, where MKL's way back takes ten times as long."""
+    if WIDE and not x.is_cuda and x.shape[1] * w.shape[1] * w.shape[2] >= 1 << 23 and min(w.shape[1:]) >= 128:
         return Product.apply(x, w, b)
     if w.shape[2] == 1 and not x.is_cuda:
         y = (x * w.mT).sum(-1, keepdim=True)

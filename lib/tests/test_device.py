@@ -1,4 +1,4 @@
-"""What a CUDA graph asks of an update, seen on a CPU: every operation that an agent's update does is looked at."""
+"""Matrix products by oneDNN, and what a CUDA graph asks of an update, seen on a CPU: every operation is looked at."""
 
 import importlib
 import pkgutil
@@ -11,6 +11,7 @@ from torch.utils._pytree import tree_leaves
 
 from softpolicy import agents
 from softpolicy import streams as rng
+from softpolicy.device import Product
 from softpolicy.replay import Replay
 
 SEEDS = [0, 1, 2]
@@ -72,3 +73,23 @@ def test_an_update_waits_for_nothing(name):
             metrics = agent.update(replay.sample(getattr(config, "transitions", config.batch), streams))
         assert not watch.found
         assert {x.shape for x in metrics.values()} == {(len(SEEDS),)}
+
+
+@pytest.mark.parametrize("shape", [(3, 130, 7, 5), (2, 128, 1, 1), (2, 5, 7, 130)])
+@pytest.mark.parametrize("bias", [True, False])
+def test_the_product_and_its_first_and_second_derivatives(shape, bias):
+    n, rows, n_in, n_out = shape
+    g = torch.Generator().manual_seed(0)
+    sizes = (n, rows, n_in), (n, n_in, n_out), (n, 1, n_out), (n, rows, n_in)
+    x, w, b, v = (torch.randn(*size, generator=g) for size in sizes)
+
+    def derivatives(product, dtype):
+        a, c, d = (t.to(dtype).requires_grad_() for t in (x, w, b))
+        y = product(a, c, *([d] if bias else []))
+        inputs = [a, c, d] if bias else [a, c]
+        first = torch.autograd.grad(y.sin().sum(), inputs, create_graph=True)
+        return y, *first, *torch.autograd.grad((first[0] * v.to(dtype)).sum(), inputs)
+
+    plain = lambda a, c, d=None: a @ c if d is None else a @ c + d  # noqa: E731
+    for got, exact in zip(derivatives(Product.apply, torch.float32), derivatives(plain, torch.float64), strict=True):
+        torch.testing.assert_close(got.double(), exact, rtol=1e-4, atol=1e-4)

@@ -71,8 +71,10 @@ def test_value_and_action_gradient_agree_with_autograd_sample_by_sample(s, b, n_
     assert all(p.grad is None for p in c.parameters())
 
 
-def test_wide_layers_in_single_precision_give_the_same_gradient():
-    """256 units and as many rows take another product (`device.affine`) than small layers do."""
+@pytest.mark.parametrize("wide_cpu", [False, True])
+def test_wide_layers_in_single_precision_give_the_same_gradient(monkeypatch, wide_cpu):
+    """256 units and as many rows take another product (`device.affine`) than small layers do where it is faster."""
+    monkeypatch.setattr("softpolicy.device.WIDE", wide_cpu)
     wide, exact = (critic((0, 1), hidden=(256, 256, 256), dtype=t) for t in (torch.float32, torch.float64))
     obs, action = torch.randn(2, 256, O).double(), torch.rand(2, 256, A).double()
     a, b = (c.action_gradient(obs.to(t))(action.to(t), 3) for c, t in ((wide, torch.float32), (exact, torch.float64)))
