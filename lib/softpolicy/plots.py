@@ -22,10 +22,11 @@ def style() -> None:
 
 def scale_note(rows, budget: int = 1_000_000) -> str:
     """What a figure of `rows` must say about itself: steps reached of the full budget, seeds and size."""
-    reached, seeds = rows["step"].max(), rows["seed"].nunique()
-    sizes = ", ".join(sorted(rows["size"].unique()))
-    seeds = f"{seeds} seed" + ("s" if seeds > 1 else "")
-    return f"{_steps(reached)} of {_steps(budget)} steps, {seeds}, size: {sizes}"
+    reached, each = rows["step"].max(), rows.groupby([k for k in ("agent", "run") if k in rows])["seed"].nunique()
+    few, many = each.min(), each.max()
+    count = f"{many}" if few == many else f"{few} to {many}"
+    seeds = f"{count} seed" + ("s" if many > 1 else "")
+    return f"{_steps(reached)} of {_steps(budget)} steps, {seeds}, size: {', '.join(sorted(rows['size'].unique()))}"
 
 
 def _steps(n: int) -> str:

@@ -127,7 +127,8 @@ def write_pair(root, ours, theirs, **identity):
 @pytest.mark.parametrize(
     ("ours", "theirs", "more", "at_least"),
     [([2, 3], [1, 1], "reproduced", "reproduced"), ([5, 5], [5, 5], "undecided", "reproduced"),
-     ([1, 1], [1, 2], "undecided", "undecided"), ([1, 1], [2, 3], "not reproduced", "not reproduced")],
+     ([1, 1], [1, 2], "undecided", "undecided"), ([1, 1], [2, 3], "not reproduced", "not reproduced"),
+     ([9], [1, 2], "undecided", "undecided"), ([1, 2], [9], "undecided", "undecided")],
 )  # fmt: skip
 def test_more_is_strict_and_at_least_is_not(ours, theirs, more, at_least):
     scores = pd.Series(ours, dtype=float), pd.Series(theirs, dtype=float)
@@ -326,6 +327,13 @@ def test_learning_curves_show_every_seed_and_say_their_scale(tmp_path):
     assert sorted(line.get_ydata()[0] for line in thin) == [1.0, 2.0, 6.0]
     assert np.allclose(bold[0].get_ydata(), 3.0) and len(bold) == 1
     plt.close(fig)
+
+
+def test_a_figure_of_runs_with_more_and_fewer_seeds_says_so(tmp_path):
+    three = runs.load(write_run(tmp_path / "a", "HalfCheetah-v5", [1.0, 2.0, 6.0], 200_000))
+    one = runs.load(write_run(tmp_path / "b", "HalfCheetah-v5", [1.0], 200_000)).assign(agent="other")
+    assert "1 to 3 seeds, " in plots.scale_note(pd.concat([three, one]))
+    assert "1 seed, " in plots.scale_note(one)
 
 
 def test_many_variants_have_colours_of_their_own_and_references_are_drawn_beside_them(tmp_path):

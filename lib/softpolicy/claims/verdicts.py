@@ -29,14 +29,17 @@ def paired(better: pd.Series) -> str:
 
 def difference(ours: pd.Series, theirs: pd.Series, at_least: bool = False) -> tuple[str, str]:
     """Verdict and evidence on "ours is more than theirs", from the scores of runs: "reproduced" if the 95 % bootstrap
-    interval of the difference lies above zero, "not reproduced" if below, else "undecided". With `at_least` on "ours
-    is at least theirs": an interval that begins at zero is enough, as of equal scores that all runs share."""
+    interval of the difference lies above zero, "not reproduced" if below, else "undecided", as with a single run on a
+    side, which has no interval. With `at_least` on "ours is at least theirs": an interval that begins at zero is
+    enough, as of equal scores that all runs share."""
     if len(ours) == 0 or len(theirs) == 0:
         return "not run", "no run recorded"
+    both = " and ".join(f"{s.mean():.4g} (n = {len(s)})" for s in (ours, theirs))
+    if min(len(ours), len(theirs)) == 1:
+        return "undecided", f"{both}; one run has no interval"
     low, high = stats.bootstrap_difference(ours, theirs)
     above = low >= 0 if at_least else low > 0
     word = "reproduced" if above else "not reproduced" if high < 0 else "undecided"
-    both = " and ".join(f"{s.mean():.4g} (n = {len(s)})" for s in (ours, theirs))
     return word, f"{both}; difference [{low:.3g}, {high:.3g}]"
 
 
