@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import warnings
 from collections import Counter
 from collections.abc import Callable
@@ -23,6 +24,7 @@ def keep_memory() -> None:
 
 
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
+REGISTER = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)  # a graph finds generators itself from 2.14 on
 WIDE = torch.backends.cpu.get_cpu_capability().startswith("AVX512")  # where oneDNN is the faster one
 
 
@@ -66,33 +68,37 @@ def captured(update: Callable[[], dict], loop, eager_calls: int = 3) -> Callable
 
     `update` must have static shapes, keep its state in place and read nothing back from the device. Generators it
     draws from are found in `loop.streams` and `loop.agent.noise`. An agent whose updates are not all alike has a
-    `phase`, and each phase its own graph. The next call of a phase overwrites the returned metrics.
+    `phase`, and each phase its own graph. The next call of a phase overwrites the returned metrics. With the
+    environment variable SOFTPOLICY_EAGER nothing is captured.
     """
-    if torch.device(loop.device).type != "cuda":
+    if torch.device(loop.device).type != "cuda" or os.environ.get("SOFTPOLICY_EAGER"):
         return update
-    calls, graphs, metrics = Counter(), {}, {}
+    calls, graphs, metrics, own = Counter(), {}, {}, []
 
     def step() -> dict:
         phase = getattr(loop.agent, "phase", None)
         with torch.cuda.device(loop.device):  # streams and graphs belong to the current device
+            if not own:  # with any graph torch frees the workspaces of all that were captured on its stream
+                own.append(torch.cuda.Stream())
             calls[phase] += 1
             if calls[phase] <= eager_calls:
-                return _on_side_stream(update)
+                return _on_stream(*own, update)
             if phase not in graphs:
-                graphs[phase] = torch.cuda.CUDAGraph()
-                for g in [*loop.streams["sample"], *loop.agent.noise]:
-                    graphs[phase].register_generator_state(g)
-                with torch.cuda.graph(graphs[phase]):
+                graph = torch.cuda.CUDAGraph()
+                if REGISTER:
+                    for g in [*loop.streams["sample"], *loop.agent.noise]:
+                        graph.register_generator_state(g)
+                with torch.cuda.graph(graph, stream=own[0]):
                     metrics[phase] = update()
+                graphs[phase] = graph
             graphs[phase].replay()
             return metrics[phase]
 
     return step
 
 
-def _on_side_stream(update):
-    """Warm-up calls run on a stream of their own, as graph capture wants, and without torch's advice not to."""
-    side = torch.cuda.Stream()
+def _on_stream(side, update):
+    """Warm-up calls run on a stream other than torch's, as graph capture wants, and without its advice not to."""
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")

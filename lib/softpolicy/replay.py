@@ -70,7 +70,11 @@ class Replay:
 
     def save(self) -> dict:
         """What was stored so far, as plain data (a copy: saving a view would write the whole table)."""
-        return {"added": self.added, "rows": self.rows[:, : min(self.added, self.capacity)].to("cpu", copy=True)}
+        used = min(self.added, self.capacity)
+        rows = torch.empty(len(self.rows), used, self.rows.shape[2])
+        for saved, mine in zip(rows, self.rows, strict=True):  # no second copy of them all on the device
+            saved.copy_(mine[:used])
+        return {"added": self.added, "rows": rows}
 
     def restore(self, state: dict) -> None:
         """Take back what `save` gave; the capacity may have grown as long as no old row was overwritten."""

@@ -1,7 +1,9 @@
 """Matrix products by oneDNN, and what a CUDA graph asks of an update, seen on a CPU: every operation is looked at."""
 
+import contextlib
 import importlib
 import pkgutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 from softpolicy import agents
 from softpolicy import streams as rng
-from softpolicy.device import Product
+from softpolicy.device import Product, captured
 from softpolicy.replay import Replay
 
 SEEDS = [0, 1, 2]
@@ -58,6 +60,76 @@ def test_what_no_graph_can_hold_is_seen(wrong):
     with watch:
         wrong(x)
     assert watch.found
+
+
+def test_nothing_is_captured_on_a_cpu_or_where_that_is_asked_for(monkeypatch):
+    update = lambda: {}  # noqa: E731
+    assert captured(update, SimpleNamespace(device="cpu")) is update
+    assert captured(update, SimpleNamespace(device="cuda:0")) is not update
+    monkeypatch.setenv("SOFTPOLICY_EAGER", "1")
+    assert captured(update, SimpleNamespace(device="cuda:0")) is update
+
+
+class FakeGraph:
+    """A graph that holds what ran while it was captured."""
+
+    capturing = None
+
+    def __init__(self):
+        self.work, self.registered = [], []
+
+    def register_generator_state(self, g):
+        self.registered.append(g)
+
+    def replay(self):
+        for work in self.work:
+            work()
+
+
+@contextlib.contextmanager
+def fake_capture(graph, stream):
+    FakeGraph.capturing = graph
+    try:
+        yield
+    finally:
+        FakeGraph.capturing = None
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch):
+    stream = SimpleNamespace(wait_stream=lambda other: None)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: stream)
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", FakeGraph)
+    monkeypatch.setattr(torch.cuda, "graph", fake_capture)
+
+
+def test_each_phase_is_run_three_times_then_captured_once_and_replayed(fake_cuda):
+    """With a GPU's part acted: what is captured does not run, and runs at each replay. Every call is one update."""
+    agent = SimpleNamespace(phase=0, noise=["noise"])
+    loop = SimpleNamespace(device="cuda", agent=agent, streams={"sample": ["sample"]})
+    done, metrics, broken = [], {}, [True]
+
+    def update():
+        phase, graph = agent.phase, FakeGraph.capturing
+        if graph and broken and broken.pop():
+            raise RuntimeError("not while capturing")
+        if graph:
+            graph.work.append(lambda: done.append((phase, "replayed")))
+        else:
+            done.append((phase, "eager"))
+        return metrics.setdefault((phase, bool(graph)), {})
+
+    step = captured(update, loop)
+    for call in range(14):
+        agent.phase = call % 2
+        if call == 6:  # the first capture fails: nothing of it is kept
+            with pytest.raises(RuntimeError, match="not while capturing"):
+                step()
+        assert step() is metrics[agent.phase, call >= 6]
+    assert done == [(k % 2, "eager" if k < 6 else "replayed") for k in range(14)]
 
 
 @pytest.mark.parametrize("name", [module.name for module in pkgutil.iter_modules(agents.__path__)])

@@ -30,7 +30,7 @@ def save(agent) -> dict:
 
 
 def restore(agent, state: dict) -> None:
-    """Take back what `save` gave."""
+    """Take back what `save` gave, before the first update: a CUDA graph would go on with old tensors of `opts`."""
     agent.load_state_dict(state["nets"])
     for name, opt in agent.opts.items():
         opt.load_state_dict(state["opts"][name])
