@@ -353,6 +353,8 @@ def measure(device: str, rounds: int, pairs: list[str] | None, agent: str) -> di
     """Measure, print and return everything on a device, or the given pairs of one agent; tasks are timed on a CPU."""
     rate, rows = matmul_rate(device, rounds), []
     about = runs.provenance(device) | {"matmul_gflops": rate / 1e9}
+    if device == "cpu":
+        about["instructions"] = torch.backends.cpu.get_cpu_capability()
     print(
         f"{about['device']}; one thread; torch {torch.__version__}; softpolicy {about['commit'] or about['softpolicy']}"
     )
