@@ -49,7 +49,7 @@ def learning_curves(
     if reference is not None and len(tasks) > 1:
         raise ValueError(f"a reference belongs to one task, the rows have {', '.join(tasks)}; draw them one by one")
     if axes is None:
-        _, axes = plt.subplots(1, len(tasks), figsize=(5.6 * len(tasks), 3.9), squeeze=False, layout="constrained")
+        _, axes = plt.subplots(1, len(tasks), figsize=(4.4 * len(tasks) + 1.2, 3.6), squeeze=False, layout="constrained")
     names = list(dict.fromkeys(rows[hue]))
     colors = dict(zip(names, sns.color_palette(PALETTE, len(names)), strict=True))
     for ax, task in zip(np.ravel(axes), tasks, strict=True):
