@@ -175,7 +175,6 @@ def updates(device: str, rounds: int) -> list[dict]:
     table = []
     for size in SIZES:
         for agent in AGENTS:
-            gc.collect()  # the last graphs go now, not while others replay
             one, five = Rig(agent, [0], size, device), Rig(agent, SEEDS, size, device)
             timed = [("update", agent, 1, one), ("update", agent, 5, five)]
             timed += [("action", agent, 1, one.act), ("action", agent, 5, five.act)]
@@ -191,6 +190,7 @@ def updates(device: str, rounds: int) -> list[dict]:
                 timed.insert(0, ("update", f"plain PyTorch {agent}", 1, plain(agent, size, device)))
             if agent in RELEASED and size == "paper":
                 timed.insert(0, ("update", f"released way {agent}", 1, plain(agent, size, device, RELEASED)))
+            gc.collect()  # graphs of the last agent go now, not while others replay
             seconds = in_turns([f for *_, f in timed], device, rounds)
             for (what, name, n, _), t in zip(timed, seconds, strict=True):
                 table.append({"what": f"{what}, {size}", "name": name, "seeds": n, "per_second": 1 / t})
@@ -322,7 +322,6 @@ def compare(pair: str, agent: str, device: str, rounds: int) -> list[dict]:
     table = []
     for size in SIZES:
         for seeds in ([0],) if pair == "released/batched" else ([0], SEEDS):
-            gc.collect()
             batched = Rig(agent, seeds, size, device)
             if pair == "plain/batched":
                 first = one_after_the_other([plain(agent, size, device) for _ in seeds])
@@ -332,6 +331,7 @@ def compare(pair: str, agent: str, device: str, rounds: int) -> list[dict]:
                 first = one_after_the_other([Rig(agent, [s], size, device) for s in seeds])
             else:
                 first = Rig(agent, seeds, size, device, eager=True)
+            gc.collect()  # graphs of the last pair go now, not while others replay
             a, b = in_turns([first, batched], device, rounds)
             row = {"pair": pair, "agent": agent, "size": size, "seeds": len(seeds)}
             table.append(row | {"first_ms": 1e3 * a, "second_ms": 1e3 * b, "ratio": a / b})

@@ -25,7 +25,7 @@ def keep_memory() -> None:
 
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 REGISTER = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)  # a graph finds generators itself from 2.14 on
-WIDE = torch.backends.cpu.get_cpu_capability().startswith("AVX512")  # where oneDNN is the faster one
+WIDE = torch.backends.cpu.get_cpu_capability().startswith("AVX512")  # where oneDNN is the faster of the two
 
 
 class Product(torch.autograd.Function):
@@ -78,7 +78,7 @@ def captured(update: Callable[[], dict], loop, eager_calls: int = 3) -> Callable
     def step() -> dict:
         phase = getattr(loop.agent, "phase", None)
         with torch.cuda.device(loop.device):  # streams and graphs belong to the current device
-            if not own:  # with any graph torch frees the workspaces of all that were captured on its stream
+            if not own:  # when a graph goes, torch frees the workspaces of all that were captured on its stream
                 own.append(torch.cuda.Stream())
             calls[phase] += 1
             if calls[phase] <= eager_calls:

@@ -22,7 +22,7 @@ def style() -> None:
 
 def scale_note(rows, budget: int = 1_000_000) -> str:
     """What a figure of `rows` must say about itself: steps reached of the full budget, seeds and size."""
-    reached, each = rows["step"].max(), rows.groupby([k for k in ("agent", "run") if k in rows])["seed"].nunique()
+    reached, each = rows["step"].max(), rows.groupby(["agent", "run"])["seed"].nunique()
     few, many = each.min(), each.max()
     count = f"{many}" if few == many else f"{few} to {many}"
     seeds = f"{count} seed" + ("s" if many > 1 else "")
@@ -49,7 +49,9 @@ def learning_curves(
     if reference is not None and len(tasks) > 1:
         raise ValueError(f"a reference belongs to one task, the rows have {', '.join(tasks)}; draw them one by one")
     if axes is None:
-        _, axes = plt.subplots(1, len(tasks), figsize=(4.4 * len(tasks) + 1.2, 3.6), squeeze=False, layout="constrained")
+        _, axes = plt.subplots(
+            1, len(tasks), figsize=(4.4 * len(tasks) + 1.2, 3.6), squeeze=False, layout="constrained"
+        )
     names = list(dict.fromkeys(rows[hue]))
     colors = dict(zip(names, sns.color_palette(PALETTE, len(names)), strict=True))
     for ax, task in zip(np.ravel(axes), tasks, strict=True):

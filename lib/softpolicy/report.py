@@ -77,7 +77,7 @@ def against_reported(agent: str = "sac", root: Path | None = None) -> pd.DataFra
 
     Ours: mean over seeds of each seed's last three evaluations up to that step, with its bootstrap interval, in the
     main run of the task at size paper; a seed that diverged has no score. Task versions differ (see the columns). A
-    reported row without a run of ours has the verdict "not run".
+    reported row without a run of ours has the verdict "not run", one beside a single seed "undecided".
     """
     table, rows = [], runs.load(*main_runs(agent, root=root))
     for _, r in runs.reported(agent).iterrows():
@@ -88,10 +88,12 @@ def against_reported(agent: str = "sac", root: Path | None = None) -> pd.DataFra
         row = {"env_id": env_id, "steps": r["steps"], "ours": np.nan, "interval": "", "n": len(scores)}
         word = "not run"
         if len(scores):
+            row["ours"], word = round(scores.mean(), 1), "undecided"
+        if len(scores) > 1:
             low, high = stats.stratified_bootstrap(scores, np.mean)
             spread = 0.0 if pd.isna(r["spread"]) else r["spread"]
             word = verdict(scores.mean(), low, high, r["mean"], spread)
-            row |= {"ours": round(scores.mean(), 1), "interval": f"[{low:.0f}, {high:.0f}]"}
+            row["interval"] = f"[{low:.0f}, {high:.0f}]"
         reported = f"{r['mean']:.0f}" + ("" if pd.isna(r["spread"]) else f" ± {r['spread']:.0f}")
         table.append(row | {"reported": reported, "reported_n": r["n"], "source": r["source"],
                             "url": r["url"], "reported_env": r["env_id"], "verdict": word})  # fmt: skip
@@ -128,8 +130,8 @@ def made_by(slices: list[dict]) -> str:
     """The commit of a run, or the first and the last of its slices, with a + if a slice was made from a library that
     held uncommitted changes."""
     commits = [s["commit"] or "unknown" for s in slices]
-    names = [c[:7] for c in commits]
-    last = f" to {names[-1]}" * (len(set(names)) > 1)
+    names = list(dict.fromkeys(c[:7] for c in commits))  # seeds trained apart may share commits
+    last = f" to {names[-1]}" * (len(names) > 1)
     return names[0] + last + "+" * any(c.endswith("+changes") for c in commits)
 
 

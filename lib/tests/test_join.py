@@ -1,5 +1,7 @@
 """Seeds trained apart and put together against the same seeds trained at once."""
 
+import contextlib
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -47,20 +49,23 @@ def test_to_every_digit_the_rows_are_those_of_the_parts_and_one_more_seed_can_be
     ]
 
 
-def test_a_seed_that_diverged_stays_so(tmp_path):
-    parts = make(tmp_path / "a", [0]), make(tmp_path / "b", [7])
-    m = runs.manifest(parts[1])
-    runs.Run(parts[1], m["identity"]).write_manifest(status="diverged", step=30, diverged={"7": 30})
-    join(tmp_path / "both", *parts)
+def test_a_seed_that_diverged_stays_so_and_its_time_stands_still(tmp_path):
+    parts = make(tmp_path / "a", [0], 120), make(tmp_path / "b", [7], 120)
+    with contextlib.closing(runs.Run(parts[1], runs.manifest(parts[1])["identity"])) as run:
+        run.trim(60)
+        run.write_manifest(status="diverged", step=61, diverged={"7": 61})
+    rows = join(tmp_path / "both", *parts)
     found = runs.manifest(tmp_path / "both")
-    assert (found["status"], found["step"], found["diverged"]) == ("complete", 60, {"7": 30})
+    assert (found["status"], found["step"], found["diverged"]) == ("complete", 120, {"7": 61})
+    assert rows.groupby("seed")["step"].max().to_dict() == {0: 120, 7: 60}
+    assert rows.groupby("step")["seconds"].first().is_monotonic_increasing
 
 
 @pytest.mark.parametrize(
     "more, words",
     [
         (dict(seeds=[1]), r"seeds of .* are \[1, 1\]; give each seed once"),
-        (dict(seeds=[2], steps=90), "steps is 90 there and 60 here"),
+        (dict(seeds=[2], steps=90), "b, beside .*a, belongs to another run: steps is 90 there and 60 here"),
         (dict(seeds=[2], eval_episodes=1), "eval_episodes is 1 there and 2 here"),
         (dict(seeds=[2], max_seconds=1e-9), "is stopped at step 1 of 60; finish it first"),
     ],
@@ -76,9 +81,27 @@ def test_what_is_there_is_not_overwritten(tmp_path):
     a, b = make(tmp_path / "a", [1]), make(tmp_path / "b", [2])
     before = (b / "rows.csv").read_text()
     with pytest.raises(runs.RunError, match="holds a run already; give a new folder"):
-        join(b, a)
-    with pytest.raises(runs.RunError, match="give at least one run folder"):
-        join(tmp_path / "c")
+        join(b, a, b)
+    with pytest.raises(runs.RunError, match="in 1 run folder; give at least two"):
+        join(tmp_path / "c", a)
     with pytest.raises(runs.RunError, match="is not a manifest of this library"):
         join(tmp_path / "c", a, tmp_path / "nothing")
     assert (b / "rows.csv").read_text() == before
+
+
+def test_what_is_missing_or_of_another_library_is_named(tmp_path):
+    a, b = make(tmp_path / "a", [1]), make(tmp_path / "b", [2])
+    rows = pd.read_csv(b / "rows.csv")
+    rows.rename(columns={"q": "value"}).to_csv(b / "rows.csv", index=False)
+    with pytest.raises(runs.RunError, match="b/rows.csv has other columns than .*a/rows.csv: q, value"):
+        join(tmp_path / "c", a, b)
+    (b / "timing.csv").unlink()
+    rows.to_csv(b / "rows.csv", index=False)
+    with pytest.raises(runs.RunError, match="b holds no timing.csv; bring it back"):
+        join(tmp_path / "c", a, b)
+    (b / "rows.csv").unlink()  # as of a seed that diverged at once
+    assert len(join(tmp_path / "c", a, b)) == 2
+    (a / "rows.csv").unlink()
+    with pytest.raises(runs.RunError, match="before they had a row"):
+        join(tmp_path / "d", a, b)
+    assert not (tmp_path / "d").exists()

@@ -30,10 +30,10 @@ def rows_of(seeds, n, size, n_obs=5, n_act=2, dtype=torch.float32):
      (376, 17, 232_962, 236_834)],
 )  # fmt: skip
 def test_sizes_of_the_networks_are_those_of_the_released_code(n_obs, n_act, critic, actor):
-    """1: Hopper, Swimmer, HalfCheetah and Walker2d, Ant, Humanoid, in version 3 of the tasks."""
-    built = lsac.Config(replicas=1).build(n_obs, n_act, [0])
+    """1: Hopper, Swimmer, HalfCheetah and Walker2d, Ant, Humanoid, in version 3 of the tasks; twenty critics."""
+    built = lsac.Config().build(n_obs, n_act, [0])
     count = lambda net: sum(p.numel() for p in net.parameters())  # noqa: E731
-    assert count(built.critic) == count(built.target) == 2 * critic
+    assert count(built.critic) == count(built.target) == 20 * critic
     assert count(built.actor) == actor
 
 

@@ -104,6 +104,22 @@ def test_dipo_moves_furthest_and_all_stay_in_the_box():
     assert 0 < gain["adam"] < gain["dipo"] and gain["ascent"] > 0
 
 
+def test_dipo_is_twenty_steps_of_torchs_adam_with_the_gradient_of_a_batch_cut():
+    built = agent(width=64).double()
+    obs, action = torch.randn(1, 3, 8, N_OBS).double(), 2 * torch.rand(1, 3, 8, N_ACT).double() - 1
+    moved = lsac.ascend(built.critic, obs, action, "dipo", 0.0)
+    for i in range(3):
+        leaf = action[0, i].clone().requires_grad_()
+        opt = torch.optim.Adam([leaf], lr=0.03, eps=1e-5)
+        for _ in range(20):
+            value = built.critic.mean_of(torch.tensor([i]), obs[:, i], leaf[None]).amin(1).sum()
+            leaf.grad = -torch.autograd.grad(value, leaf)[0]
+            torch.nn.utils.clip_grad_norm_([leaf], 0.1 * N_ACT)
+            opt.step()
+            leaf.data.clamp_(-1, 1)
+        torch.testing.assert_close(moved[0, i], leaf.detach())
+
+
 @pytest.mark.parametrize("writeback", [True, False])
 def test_write_back_changes_the_drawn_rows_only(writeback):
     """11: `writeback` changes exactly the distinct rows drawn, and their actions only; without it none."""
@@ -154,6 +170,29 @@ def test_copies_of_real_transitions_enter_once_each():
     built.prepare(replay)
     assert built.synthetic.data.added == 110
     assert torch.equal(built.synthetic.data.rows[0, 40:110], replay.rows[0, (40 + np.arange(70)) % 100])
+
+
+def test_as_released_all_real_rows_and_few_generated_ones_are_kept_and_the_critics_see_real_ones():
+    """21: the buffer holds each real row once and those of the fits; no row of a batch is synthetic, none changes."""
+    with pytest.warns(UserWarning, match="rounded away"):
+        built = agent(refit_every=2, **lsac.RELEASE | dict(n_synth=5))
+    replay = replay_of([0], 40)
+    steps(built, replay, 5)  # fits at updates 2 and 4
+    kept, here = built.synthetic.data, replay.rows[0, :40]
+    before = kept.rows[0, :50].clone()
+    same = (before[:, None] == here).all(-1)  # [50, 40]
+    assert kept.added == 50 and same.any(0).all() and same.any(1).sum() == 40
+    batch = real(built)
+    rows, leaked = built.critic_batch(batch)
+    assert rows is batch and leaked.obs.shape == batch.obs.shape
+    assert torch.equal(kept.rows[0, :50], before)
+
+
+def test_policies_follow_every_replica_equally_often():
+    """21, uniform selection in training: of 600 policy steps each of 3 replicas gets a third, to five deviations."""
+    built = agent(mix=0.0, delay=1, width=4)
+    followed = torch.tensor([steps(built, None, 1)["replica"].item() for _ in range(600)])
+    assert (followed.long().bincount(minlength=3) - 200).abs().max() < 5 * math.sqrt(600 * 2 / 9)
 
 
 def test_share_of_generated_transitions_counts_the_copies():
@@ -252,7 +291,10 @@ def test_pull_is_a_unit_vector_for_each_network_and_tensor():
             torch.testing.assert_close(pull, p / p.flatten(3).norm(dim=-1)[..., None, None], rtol=0.05, atol=1e-3)
 
 
-@pytest.mark.parametrize("changes", [{}, lsac.RELEASE | dict(n_synth=30), dict(optimizer="psgld", copies=True)])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, dict(optimizer="sgld"), lsac.RELEASE | dict(n_synth=30), dict(optimizer="psgld", copies=True)],
+)
 def test_restored_agent_goes_on_exactly(changes):
     """16: counters, synthetic data and streams included."""
     with pytest.warns(UserWarning) if "leak" in changes else contextlib.nullcontext():
