@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -349,6 +350,13 @@ def test_a_diverged_replica_is_counted_and_left_alone():
     assert info["replicas"] == 2 and all(x.isfinite().all() for x in info.values())
     assert all(p.isfinite().all() for p in built.actor.parameters())
     assert built.synthetic.data.rows[:, : built.synthetic.data.added].isfinite().all()
+    metrics = {name: x.tolist() for name, x in info.items()}
+    with pytest.warns(UserWarning, match="seed number 1 of the run has 2 of 3 critic replicas left"):
+        built.notice(metrics)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        built.notice(metrics)  # once is enough
+        agent().notice(metrics | {"replicas": [3.0]})
 
 
 @pytest.mark.parametrize("optimizer", ["asgld", "adam"])

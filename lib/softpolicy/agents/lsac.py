@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import math
+import warnings
 
 import torch
 import torch.nn.functional as F
@@ -228,7 +229,7 @@ class LSAC(nn.Module):
             "alpha": adam([self.log_alpha], config.alpha_lr),
         }
         self.synthetic = Synthetic(config, n_obs, n_act, seeds, device)
-        self.updates, self.policy_info = 0, {}
+        self.updates, self.policy_info, self.warned = 0, {}, set()
 
     def _critic_optimizer(self) -> torch.optim.Optimizer:
         cfg = self.config
@@ -245,6 +246,17 @@ class LSAC(nn.Module):
         if streams is None:
             return self.actor(obs)[0].tanh()
         return self.actor.sample(obs, rng.normal(streams, obs.shape[1], self.n_act))[0]
+
+    def notice(self, metrics: dict) -> None:
+        """Warn, once a seed, of replicas that have diverged: `metrics` of the last update as lists."""
+        for place, alive in enumerate(metrics["replicas"]):
+            if alive < self.config.replicas and place not in self.warned:
+                self.warned.add(place)
+                warnings.warn(
+                    f"seed number {place + 1} of the run has {alive:.0f} of {self.config.replicas} critic replicas left"
+                    " whose numbers are finite; it goes on with those",
+                    stacklevel=2,
+                )
 
     def prepare(self, replay: Replay) -> None:
         """What an update needs done before it and outside a CUDA graph: step sizes, and the synthetic data."""
