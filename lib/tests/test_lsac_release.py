@@ -93,8 +93,8 @@ class Plain:
 
 
 def test_the_released_update_is_that_of_plain_code():
-    """Shared boundary, detached standard deviation, leak, argmax, copies; a larger pull, to be seen, and no noise, which
-    would be rounded away."""
+    """Shared boundary, detached standard deviation, leak, argmax, copies; a larger pull, to be seen, and no noise (it
+    would be rounded away)."""
     changes = lsac.RELEASE | dict(
         l2_norm=PULL, noise_scale=0.0, n_synth=5, synthetic_capacity=100, refit_every=10**6, delay=1
     )
