@@ -28,6 +28,7 @@ class Study(NamedTuple):
     protocol: dict  # arguments of `train`
     common: dict  # settings of every variant
     variants: dict[str, tuple[str, str, dict]]
+    tasks: dict[str, str] = {}  # of the variants whose task is not the protocol's
 
 
 # Ablations of NC-LQL (chapter *Langevin Q-learning*) on a task that small networks learn within minutes.
@@ -234,6 +235,19 @@ LSAC_TWENTY = Study(
     },
 )  # fmt: skip
 
+# A time limit stored as an end of the task, as LSAC's code does in DeepMind Control, on a task whose episodes soon earn
+# nearly the same in every step. Targets move fast, so that values arrive within the run.
+TIME_LIMIT = Study(
+    protocol=dict(env_id="dm_control/cartpole-balance", seeds=[0, 1, 2, 3, 4], steps=25_000, warmup=1_000,
+                  eval_every=2_500, eval_episodes=3, checkpoint_every=100_000),
+    common=dict(width=64, batch=64, lr=1e-3, policy_lr=1e-3, init_log_alpha=-3.0, tau=0.05),
+    variants={
+        "limit": ("time limit not an end", "dsact", {}),
+        "end": ("time limit stored as an end", "dsact", {}),
+    },
+    tasks={"end": "dm_control-terminal/cartpole-balance"},
+)  # fmt: skip
+
 STUDIES = {
     "langevin": LANGEVIN,
     "langevin-every-step": LANGEVIN_EVERY_STEP,
@@ -241,6 +255,7 @@ STUDIES = {
     "stein-controls": STEIN_CONTROLS,
     "lsac": LSAC,
     "lsac-twenty": LSAC_TWENTY,
+    "time-limit": TIME_LIMIT,
     "maze": MAZE,
     "maze-small": MAZE_SMALL,
 }
@@ -258,11 +273,17 @@ class Stopped(Exception):
     """A run was stopped before its end, so that what follows it cannot be done yet."""
 
 
+def protocol(study: Study, variant: str) -> dict:
+    """The arguments of `train` for a variant."""
+    return study.protocol | ({"env_id": study.tasks[variant]} if variant in study.tasks else {})
+
+
 def run(study: Study, variant: str, out, **changes) -> pd.DataFrame:
     """Make or resume the runs of a variant in a folder below `out`; `changes` replace arguments of the protocol. Raises
     `Stopped` if SIGTERM or a time limit ended it early."""
     folder = Path(out) / variant
-    rows, found = train(config(study, variant), out=folder, **(study.protocol | changes)), runs.manifest(folder)
+    rows = train(config(study, variant), out=folder, **(protocol(study, variant) | changes))
+    found = runs.manifest(folder)
     if found["status"] == "stopped":
         raise Stopped(f"{folder} was stopped at step {found['step']} of {found['steps']}; the same command goes on")
     return rows

@@ -16,6 +16,7 @@ RECORDED = {
     "lsac-twenty": studies.LSAC_TWENTY,
     "maze": studies.MAZE,
     "maze-small": studies.MAZE_SMALL,
+    "time-limit": studies.TIME_LIMIT,
     "stein-controls": studies.STEIN_CONTROLS,
     **{f"multigoal/{layout}": study for layout, study in studies.MULTIGOAL.items()},
 }
@@ -24,7 +25,11 @@ FOLDERS = [out for place in RECORDED for out in runs.find(runs.data_root() / "ru
 
 @pytest.mark.parametrize("study", [*studies.STUDIES.values(), *studies.MULTIGOAL.values()])
 def test_variants_are_valid_and_all_different(study):
-    settings = [(v[1], *dataclasses.astuple(studies.config(study, name))) for name, v in study.variants.items()]
+    settings = [
+        (v[1], *dataclasses.astuple(studies.config(study, name)), studies.protocol(study, name)["env_id"])
+        for name, v in study.variants.items()
+    ]
+    assert study.tasks.keys() <= study.variants.keys()
     assert len(set(settings)) == len(settings)
     assert len({label for label, *_ in study.variants.values()}) == len(settings)
 
@@ -39,7 +44,7 @@ def test_recorded_runs_are_what_the_study_would_make_today(out):
     """Settings, task, seeds and protocol; the version of the simulator, also in an identity, is the machine's."""
     study = RECORDED[str(out.parent.relative_to(runs.data_root() / "runs"))]
     config, found = studies.config(study, out.name), runs.manifest(out)
-    expected = {"n_envs": 1} | study.protocol | {"agent": config.name, "size": size_of(config)}
+    expected = {"n_envs": 1} | studies.protocol(study, out.name) | {"agent": config.name, "size": size_of(config)}
     expected |= {f"{config.name}.{k}": v for k, v in dataclasses.asdict(config).items()}
     assert expected.pop("checkpoint_every") and found["steps"] == expected.pop("steps")
     assert {k: v for k, v in found["identity"].items() if k != "physics"} == expected
