@@ -119,7 +119,7 @@ def _gymnasium(env_id: str) -> gym.Env:
     try:
         return gym.make(env_id, disable_env_checker=True)
     except gym.error.DependencyNotInstalled as e:
-        raise ValueError(f"{env_id} needs a package that is missing ({e}); install softpolicy[mujoco]") from None
+        raise ValueError(f"{env_id} needs a package that is missing ({e}); install mujoco and imageio") from None
     except (gym.error.Error, ImportError) as e:
         close = difflib.get_close_matches(env_id, gym.registry, n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "give a gymnasium id such as HalfCheetah-v5"
@@ -134,7 +134,7 @@ def _dm_control(env_id: str) -> gym.Env:
             from shimmy.dm_control_compatibility import DmControlCompatibilityV0
     except ImportError as e:
         raise ValueError(
-            f"{env_id} needs dm-control and shimmy ({e}); install softpolicy[dmc]; from Python 3.13 on, where pip"
+            f"{env_id} needs dm-control and shimmy ({e}); install both; from Python 3.13 on, where pip"
             " cannot install dm-control, do as the page Running it says"
         ) from None
     names = [f"{kind}{domain}-{task}" for kind in (DMC, DMC_TERMINAL) for domain, task in suite.ALL_TASKS]

@@ -108,7 +108,7 @@ def simulator(body: str):
             from gymnasium_robotics.envs.maze.ant_maze_v5 import AntMazeEnv
             from gymnasium_robotics.envs.maze.point_maze import PointMazeEnv
     except ImportError as e:
-        raise ValueError(f"the mazes need a package that is missing ({e}); install softpolicy[maze]") from None
+        raise ValueError(f"the mazes need a package that is missing ({e}); install gymnasium-robotics") from None
     kinds = {"#": 1, ".": 0, "S": "r", "G": "g"}
     layout = [[kinds[kind] for kind in row] for row in MAP]
     if body == "point":

@@ -38,13 +38,13 @@ def verdict(ours: float, low: float, high: float, reported: float, spread: float
     return "higher" if ours > reported else "lower"
 
 
-def score_at(rows: pd.DataFrame, step: int, last: int = 3) -> pd.Series:
-    """Each seed's mean return over the last `last` evaluations up to `step`; only seeds that got there."""
+def score_at(rows: pd.DataFrame, step: int, last: int = 3, value: str = "return") -> pd.Series:
+    """Each seed's mean `value` over the last `last` evaluations up to `step`; only seeds that got there."""
     if len(found := rows[[c for c in ("agent", "env_id", "size", "run") if c in rows]].drop_duplicates()) > 1:
         raise ValueError(f"scores are those of one run, got rows of {', '.join(map(' '.join, found.to_numpy()))}")
     reached = rows.groupby("seed")["step"].transform("max") >= step
     rows = rows[reached & (rows["step"] <= step)].sort_values("step")
-    return rows.groupby("seed")["return"].apply(lambda r: r.tail(last).mean())
+    return rows.groupby("seed")[value].apply(lambda r: r.tail(last).mean())
 
 
 def mean_return(rows: pd.DataFrame, step: int) -> pd.Series:
@@ -77,7 +77,8 @@ def against_reported(agent: str = "sac", root: Path | None = None) -> pd.DataFra
 
     Ours: mean over seeds of each seed's last three evaluations up to that step, with its bootstrap interval, in the
     main run of the task at size paper; a seed that diverged has no score. Task versions differ (see the columns). A
-    reported row without a run of ours has the verdict "not run", one beside a single seed "undecided".
+    reported row without a run of ours has the verdict "not run", one beside a single seed "undecided", one whose
+    column `comparable` says no (its note tells why) "not comparable".
     """
     table, rows = [], runs.load(*main_runs(agent, root=root))
     for _, r in runs.reported(agent).iterrows():
@@ -93,6 +94,7 @@ def against_reported(agent: str = "sac", root: Path | None = None) -> pd.DataFra
             low, high = stats.stratified_bootstrap(scores, np.mean)
             spread = 0.0 if pd.isna(r["spread"]) else r["spread"]
             word = verdict(scores.mean(), low, high, r["mean"], spread)
+            word = word if r["comparable"] == "yes" else "not comparable"
             row["interval"] = f"[{low:.0f}, {high:.0f}]"
         reported = f"{r['mean']:.0f}" + ("" if pd.isna(r["spread"]) else f" ± {r['spread']:.0f}")
         table.append(row | {"reported": reported, "reported_n": r["n"], "source": r["source"],

@@ -77,7 +77,7 @@ def test_what_is_stored_at_the_time_limit_of_dm_control_can_be_chosen(kind, stor
 
 def test_without_dm_control_its_tasks_say_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "dm_control", None)
-    with pytest.raises(ValueError, match=r"softpolicy\[dmc\].*the page Running it"):
+    with pytest.raises(ValueError, match=r"install both.*the page Running it"):
         envs.make("dm_control/cheetah-run")
 
 

@@ -118,7 +118,7 @@ def test_walls_hold_the_ball():
 
 def test_a_missing_package_is_told_in_a_sentence(monkeypatch):
     monkeypatch.setitem(sys.modules, "gymnasium_robotics.envs.maze.point_maze", None)
-    with pytest.raises(ValueError, match=r"a package that is missing \(import of .*install softpolicy\[maze\]"):
+    with pytest.raises(ValueError, match=r"a package that is missing \(import of .*install gymnasium-robotics"):
         envs.make(POINT)
     with pytest.raises(ValueError, match="unknown body 'car'; give point or ant"):
         mazes.Maze("car")

@@ -67,6 +67,14 @@ def test_ours_stands_beside_reported_rows_of_the_same_task_and_steps_only(tmp_pa
     assert len(table) == len(runs.reported("sac"))
 
 
+def test_a_figure_that_may_count_steps_otherwise_is_not_judged(tmp_path):
+    write_run(tmp_path, "dm_control/cheetah-run", np.full(3, 310.1), 100_000)
+    table = report.against_reported(root=tmp_path)
+    ran = table[table["verdict"] != "not run"]
+    assert set(ran["env_id"]) == {"dm_control/cheetah-run"} and set(ran["verdict"]) == {"not comparable"}
+    assert runs.reported("sac").query("comparable == 'no'")["note"].str.contains("does not say").all()
+
+
 def test_a_run_that_is_not_there_yet_gets_no_verdict(tmp_path):
     write_run(tmp_path, "HalfCheetah-v5", [1.0, 2.0], 95_000)
     table = report.against_reported(root=tmp_path)
