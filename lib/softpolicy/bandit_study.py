@@ -8,7 +8,6 @@ gallery.csv, points.csv).
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 
@@ -42,15 +41,14 @@ def plain(n_steps: int, w: float, normalise: bool = False, step: float = 0) -> d
     return dict(steps=[step], per_level=n_steps, w=w, normalise=normalise, finest=True)
 
 
-def draw(gradient, n_seeds: int, n: int, finest_level: int, sampler: dict, stream: int = 0) -> Tensor:
+def draw(gradient, n_seeds: int, n: int, finest_level: int, sampler: dict) -> Tensor:
     """n actions a seed, `[S, n, 2]`, from `gradient(a [S, n, 2], level)` of the critics' mean."""
-    streams = rng.generators(range(n_seeds), "draw", stream)
-    kind = {k: sampler[k] for k in ("steps", "per_level", "w", "normalise")}
+    streams = rng.generators(range(n_seeds), "draw", 0)
     score = (lambda a, _: gradient(a, finest_level)) if sampler["finest"] else gradient
     start = 2 * rng.uniform(streams, n, 2) - 1
     return annealed_langevin(
-        score, start, kind["steps"], kind["per_level"], rng.normals(streams, n, 2),
-        w=kind["w"], normalise=kind["normalise"], clip=1.0, check=False,
+        score, start, sampler["steps"], sampler["per_level"], rng.normals(streams, n, 2),
+        w=sampler["w"], normalise=sampler["normalise"], clip=1.0, check=False,
     )  # fmt: skip
 
 
@@ -246,7 +244,7 @@ def pictures(out: Path, n: int = 10_000, updates: int = LONG_FIT, shown: int = 1
 
 def write(out: Path, name: str, rows: list[dict]) -> None:
     """A table as CSV."""
-    pd.DataFrame(rows).to_csv(out / f"{name}.csv", index=False, float_format="%.5g")
+    runs.write_table(out / f"{name}.csv", pd.DataFrame(rows))
 
 
 PARTS = {"critics": critics, "loops": loops, "pictures": pictures}
@@ -264,7 +262,7 @@ def main() -> None:
         started = runs.now()
         actions = PARTS[part](args.out)
         about = {"started": started, "ended": runs.now(), "actions": actions, **runs.provenance("cpu")}
-        (args.out / f"{part}.json").write_text(json.dumps(about, indent=1) + "\n")
+        runs.write_json(args.out / f"{part}.json", about)
 
 
 if __name__ == "__main__":

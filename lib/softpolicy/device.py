@@ -25,6 +25,7 @@ def keep_memory() -> None:
 
 ONEDNN = getattr(torch.ops.mkldnn, "_linear_pointwise", None) if torch.backends.mkldnn.is_available() else None
 REGISTER = tuple(map(int, torch.__version__.split(".")[:2])) < (2, 14)  # a graph finds generators itself from 2.14 on
+EAGER_CALLS = 3  # of each phase, before it is captured
 WIDE = torch.backends.cpu.get_cpu_capability().startswith("AVX512")  # where oneDNN is the faster of the two
 
 
@@ -63,12 +64,12 @@ def affine(x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
     return x @ w if b is None else torch.baddbmm(b, x, w)
 
 
-def captured(update: Callable[[], dict], loop, eager_calls: int = 3) -> Callable[[], dict]:
+def captured(update: Callable[[], dict], loop) -> Callable[[], dict]:
     """`update` itself on a CPU; on a GPU a function that runs it eagerly a few times, then captures and replays it.
 
     `update` must have static shapes, keep its state in place and read nothing back from the device. Generators it
-    draws from are found in `loop.streams` and `loop.agent.noise`. An agent whose updates are not all alike has a
-    `phase`, and each phase its own graph. The next call of a phase overwrites the returned metrics. With the
+    draws from are those of `loop.streams["sample"]` and `loop.agent.noise`. An agent whose updates are not all alike
+    has a `phase`, and each phase its own graph. The next call of a phase overwrites the returned metrics. With the
     environment variable SOFTPOLICY_EAGER nothing is captured.
     """
     if torch.device(loop.device).type != "cuda" or os.environ.get("SOFTPOLICY_EAGER"):
@@ -81,7 +82,7 @@ def captured(update: Callable[[], dict], loop, eager_calls: int = 3) -> Callable
             if not own:  # when a graph goes, torch frees the workspaces of all that were captured on its stream
                 own.append(torch.cuda.Stream())
             calls[phase] += 1
-            if calls[phase] <= eager_calls:
+            if calls[phase] <= EAGER_CALLS:
                 return _on_stream(*own, update)
             if phase not in graphs:
                 graph = torch.cuda.CUDAGraph()

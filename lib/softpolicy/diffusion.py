@@ -193,8 +193,8 @@ class Normaliser:
 def average_decay(step: int, largest: float) -> float:
     """Decay of the averaged weights after gradient step 0, 1, ...: 0 at first, then rising to `largest`.
 
-    The schedule of the package that the released code averages with (ema-pytorch 0.6.2, its defaults): a copy up to
-    step 110, then `1 - (step - 99)^(-2/3)`.
+    The schedule of the package that the released code averages with (ema-pytorch 0.6.2, its defaults), which looks
+    every tenth step: a copy up to step 110, then `1 - (step - 99)^(-2/3)`.
     """
     return 0.0 if step <= 110 else min(largest, 1 - (step - 99) ** (-2 / 3))
 

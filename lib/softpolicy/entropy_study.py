@@ -7,7 +7,6 @@ in a minute or two on one core. As in the paper's figures: 200 particles from N(
 from __future__ import annotations
 
 import argparse
-import json
 import math
 from pathlib import Path
 
@@ -69,9 +68,9 @@ def main() -> None:
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
     started = runs.now()
-    estimates().to_csv(args.out / "estimates.csv", index=False, float_format="%.5g")
+    runs.write_table(args.out / "estimates.csv", estimates())
     about = {"started": started, "ended": runs.now(), **runs.provenance("cpu")}
-    (args.out / "estimates.json").write_text(json.dumps(about, indent=1) + "\n")
+    runs.write_json(args.out / "estimates.json", about)
 
 
 if __name__ == "__main__":

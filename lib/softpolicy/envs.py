@@ -88,7 +88,7 @@ def make(env_id: str) -> gym.Env:
     """
     dmc = env_id.startswith((DMC, DMC_TERMINAL))
     env = _dm_control(env_id) if dmc else _gymnasium(env_id)
-    if not isinstance(env.action_space, gym.spaces.Box) or not np.isfinite(env.action_space.low).all():
+    if not isinstance(env.action_space, gym.spaces.Box) or not env.action_space.is_bounded():
         raise ValueError(
             f"{env_id} has the action space {env.action_space}; only bounded continuous actions are accepted"
         )

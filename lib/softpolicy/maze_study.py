@@ -24,17 +24,12 @@ import torch
 
 from softpolicy import envs, mazes, runs
 from softpolicy import streams as rng
-from softpolicy.train import trained
+from softpolicy.train import agent_of
 
 
-def transitions(folder) -> np.ndarray:
-    """Every transition of a run in time order, `[S, N, 2 O + A + 2]`, as `replay.Replay` keeps them.
-
-    RunError without a checkpoint, or if the replay no longer holds the first ones.
-    """
-    state = runs.read_checkpoint(Path(folder), runs.manifest(folder)["identity"])
-    if state is None:
-        raise runs.RunError(f"{folder} holds no checkpoint.pt yet; train there first")
+def transitions(state: dict, folder) -> np.ndarray:
+    """Every transition of a run in time order, `[S, N, 2 O + A + 2]`, as `replay.Replay` keeps them, from its
+    checkpoint; RunError if the replay no longer holds the first ones."""
     rows = state["replay"]["rows"].numpy()
     if rows.shape[1] < state["replay"]["added"]:
         raise runs.RunError(f"the replay of {folder} overwrote its first transitions; train with a larger capacity")
@@ -96,17 +91,17 @@ def study(folder, episodes: int = 100) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Write and return both tables of a run, with `episodes` of the final policy a seed, at least one."""
     if episodes < 1:
         raise ValueError(f"the number of episodes must be at least 1, got {episodes}")
-    found = runs.manifest(folder)
-    identity, folder = found["identity"], Path(folder)
+    identity, folder = runs.manifest(folder)["identity"], Path(folder)
     env_id, seeds, n_envs, every = (identity[k] for k in ("env_id", "seeds", "n_envs", "eval_every"))
     if "Maze-v0" not in env_id:
         raise runs.RunError(f"{folder} is a run on {env_id}; give one on softpolicy/PointMaze-v0 or AntMaze-v0")
     scale, n_obs = mazes.SCALE[gym.spec(env_id).kwargs["body"]], envs.make(env_id).observation_space.shape[0]
-    agent, rows = trained(folder), transitions(folder)
+    identity, state = runs.saved(folder)
+    agent, rows = agent_of(identity, state), transitions(state, folder)
     final = rollouts(agent, env_id, seeds, episodes)
     curves, routes = [], []
     for i, seed in enumerate(seeds):
-        if str(seed) in found["diverged"]:
+        if str(seed) in state["diverged"]:
             continue
         visited = np.stack(positions(rows[i], n_obs), 1)[..., :2].reshape(-1, 2) / scale  # [2 N, 2]
         covered = mazes.coverage_curve(visited, 2 * every)
@@ -121,8 +116,7 @@ def study(folder, episodes: int = 100) -> tuple[pd.DataFrame, pd.DataFrame]:
         pd.DataFrame(routes, columns=columns).astype({"first": "Int64"}),  # may be missing
     )
     for name, table in zip(("coverage", "routes"), tables, strict=True):
-        text = table.to_csv(index=False, float_format="%.5g")
-        runs.write_atomically(folder / f"{name}.csv", text.encode())
+        runs.write_table(folder / f"{name}.csv", table)
     return tables
 
 

@@ -63,7 +63,7 @@ def entropies(agent, seeds, position: np.ndarray, draws: int, name: str) -> np.n
     """The policy's entropy at positions `[S, N, 2]`, `[S, N]` in nats, from nearest neighbours among its actions."""
     act, found = policy(agent, seeds, name), []
     for part in np.array_split(position, -(-position.shape[1] // 8), axis=1):  # few states at a time to save memory
-        actions = act(np.repeat(part, draws, 1)).reshape(len(part), -1, draws, 2)
+        actions = np.nan_to_num(act(np.repeat(part, draws, 1))).reshape(len(part), -1, draws, 2)  # of diverged seeds
         found.append(stats.neighbour_entropy(actions))
     return np.concatenate(found, 1)
 
@@ -99,11 +99,17 @@ def along_paths(agent, seeds, layout: str, gamma: float, alpha: float, episodes:
 def follow(task: str, variant: str, out, **changes) -> None:
     """Train a variant in slices and describe it after each and at the end; what is there is not made again.
 
-    `changes` replace arguments of the study's protocol. Raises `studies.Stopped` as `studies.run` does.
+    `changes` replace arguments of the study's protocol. Seeds that diverged are left out. Raises `studies.Stopped` as
+    `studies.run` does.
     """
     study, place, layout = studies.MULTIGOAL[task], Path(out) / task, layout_of(task)
     protocol = study.protocol | changes
     seeds, warmup, steps, folder = protocol["seeds"], protocol["warmup"], protocol["steps"], place / variant
+
+    def write(name: str, table: pd.DataFrame) -> None:
+        diverged = map(int, runs.manifest(folder)["diverged"])
+        runs.write_table(folder / f"{name}.csv", table[~table["seed"].isin(list(diverged))])
+
     done = pd.read_csv(folder / "progress.csv") if (folder / "progress.csv").exists() else pd.DataFrame({"step": []})
     for until in [warmup + (steps - warmup) * k // SLICES for k in range(1, SLICES + 1)]:
         if (done["step"] >= until).any():
@@ -111,13 +117,13 @@ def follow(task: str, variant: str, out, **changes) -> None:
         studies.run(study, variant, place, **(changes | {"steps": until}))
         rows = ends(trained(folder), seeds, layout, 100)
         done = pd.concat([done, rows.assign(step=until)], ignore_index=True)
-        write(folder, "progress", done)
+        write("progress", done)
         print(f"{task} {variant}, step {until}: mean return {rows['return'].mean():.1f}", flush=True)
     if not (folder / "paths.csv").exists():
         agent, gamma = trained(folder), studies.config(study, variant).gamma
-        write(folder, "final", final(agent, seeds, layout))
-        write(folder, "entropy", along_paths(agent, seeds, layout, gamma, ALPHA))
-        write(folder, "paths", paths(agent, seeds, layout))
+        write("final", final(agent, seeds, layout))
+        write("entropy", along_paths(agent, seeds, layout, gamma, ALPHA))
+        write("paths", paths(agent, seeds, layout))
 
 
 def final(agent, seeds, layout: str) -> pd.DataFrame:
@@ -198,11 +204,6 @@ def summary(place: Path, task: str) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
-def write(folder: Path, name: str, table: pd.DataFrame) -> None:
-    """A table as CSV."""
-    table.to_csv(folder / f"{name}.csv", index=False, float_format="%.5g")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m softpolicy.multigoal_study", description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs, TASK/VARIANT below it")
@@ -211,14 +212,13 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     for task in args.tasks:
+        studies.check_variants(parser, studies.MULTIGOAL[task], args.variants)
+    for task in args.tasks:
         layout = layout_of(task)
         if not (reference := args.out / layout / "exact.json").exists():
             reference.parent.mkdir(parents=True, exist_ok=True)
-            reference.write_text(json.dumps(exact(layout), indent=1) + "\n")
-        variants = studies.MULTIGOAL[task].variants
-        for variant in args.variants or variants:
-            if variant not in variants:
-                parser.error(f"unknown variant '{variant}'; accepted are {', '.join(variants)}")
+            runs.write_json(reference, exact(layout))
+        for variant in args.variants or studies.MULTIGOAL[task].variants:
             try:
                 follow(task, variant, args.out)
             except runs.RunError as e:

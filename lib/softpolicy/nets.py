@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from softpolicy import streams as rng
 from softpolicy.device import affine
 
 Init = Callable[[Tensor, torch.Generator], object]  # fills a weight [out, in] in place
@@ -170,6 +171,12 @@ class GaussianActor(nn.Module):
         """Mean and log standard deviation before squashing: `[S, B, O] -> [S, B, A], [S, B, A]`."""
         mean, log_std = self.body(obs).chunk(2, -1)
         return mean, log_std.clamp(*self.log_std)
+
+    def act(self, obs: Tensor, streams=None) -> Tensor:
+        """Actions `[S, N, A]` for observations `[S, N, O]`: sampled with `streams`; without, the medians tanh(mu)."""
+        mean, log_std = self(obs)
+        noise = 0 if streams is None else rng.normal(streams, *mean.shape[1:])
+        return (mean + log_std.exp() * noise).tanh()
 
     def sample(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Action `[S, B, A]` and its log-density `[S, B]` for standard normal `noise` `[S, B, A]`.

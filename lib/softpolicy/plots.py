@@ -20,13 +20,13 @@ def style() -> None:
     )
 
 
-def scale_note(rows, budget: int = 1_000_000) -> str:
-    """What a figure of `rows` must say about itself: steps reached of the full budget, seeds and size."""
+def scale_note(rows) -> str:
+    """What a figure of `rows` must say about itself: steps reached of a million, seeds and size."""
     reached, each = rows["step"].max(), rows.groupby(["agent", "run"])["seed"].nunique()
     few, many = each.min(), each.max()
     count = f"{many}" if few == many else f"{few} to {many}"
     seeds = f"{count} seed" + ("s" if many > 1 else "")
-    return f"{_steps(reached)} of {_steps(budget)} steps, {seeds}, size: {', '.join(sorted(rows['size'].unique()))}"
+    return f"{_steps(reached)} of 1M steps, {seeds}, size: {', '.join(sorted(rows['size'].unique()))}"
 
 
 def _steps(n: int) -> str:
@@ -34,9 +34,9 @@ def _steps(n: int) -> str:
 
 
 def learning_curves(
-    rows, value="return", x="step", hue="agent", aggregate=np.mean, level=0.95, reference=None, axes=None
+    rows, value="return", x="step", hue="agent", aggregate=np.mean, reference=None, axes=None
 ) -> Figure:
-    """One panel a task: thin lines for seeds, `aggregate` over seeds in bold, its bootstrap interval as a band.
+    """One panel a task: thin lines for seeds, `aggregate` over seeds in bold, its 95 % bootstrap interval as a band.
 
     rows       tidy rows (`runs.load`)
     x          "step", "updates" or "seconds"
@@ -57,7 +57,7 @@ def learning_curves(
     for ax, task in zip(np.ravel(axes), tasks, strict=True):
         here = rows[rows["env_id"] == task]
         for name, group in here.groupby(hue, sort=False):
-            _curve(ax, group, value, x, aggregate, level, name, colors[name])
+            _curve(ax, group, value, x, aggregate, name, colors[name])
         if reference is not None:
             _points(ax, reference, len(colors))
         ax.set(title=f"{task}\n{scale_note(here)}", ylabel=value.replace("_", " "))
@@ -67,14 +67,14 @@ def learning_curves(
     return np.ravel(axes)[0].figure
 
 
-def _curve(ax, group, value, x, aggregate, level, name, color) -> None:
+def _curve(ax, group, value, x, aggregate, name, color) -> None:
     table = group.pivot(index="step", columns=["run", "seed"], values=value)
     at = group.groupby("step")[x].mean() if x != "step" else table.index  # a mean clock, if there are several runs
     ax.plot(at, table, color=color, lw=0.7, alpha=0.5)
     full = table.dropna()  # the aggregate needs every seed; a diverged one is told in the manifest
     at = np.asarray(at)[table.notna().all(axis=1)]
     ax.plot(at, aggregate(full.to_numpy(), axis=1), color=color, lw=2.2, label=name)
-    band = np.array([stats.stratified_bootstrap(v, aggregate, level=level) for v in full.to_numpy()])
+    band = np.array([stats.stratified_bootstrap(v, aggregate) for v in full.to_numpy()])
     if len(band) and full.shape[1] > 1:
         ax.fill_between(at, band[:, 0], band[:, 1], color=color, alpha=0.2, lw=0)
 

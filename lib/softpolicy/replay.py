@@ -63,10 +63,11 @@ class Replay:
         return Batch(obs, action, reward.squeeze(-1), next_obs, terminated.squeeze(-1))
 
     def put_actions(self, slot: Tensor, action: Tensor) -> None:
-        """Replace the actions at `slot` `[S, B]` by `action` `[S, B, A]`; of a slot that occurs twice one of both
-        stays, on CUDA not always the same."""
+        """Replace the actions at `slot` `[S, B]` by `action` `[S, B, A]`; of a slot that occurs twice the later one
+        stays, on CUDA not always."""
         rows, start = self.rows.flatten(0, 1), self.widths[0]
-        rows[(self.first + slot).flatten(), start : start + self.widths[1]] = action.flatten(0, 1)
+        old = rows[:, start : start + self.widths[1]]  # what is put by an index depends on the number of threads
+        old.index_copy_(0, (self.first + slot).flatten(), action.flatten(0, 1))
 
     def save(self) -> dict:
         """What was stored so far, as plain data (a copy: saving a view would write the whole table)."""

@@ -39,12 +39,16 @@ def verdict(ours: float, low: float, high: float, reported: float, spread: float
 
 
 def score_at(rows: pd.DataFrame, step: int, last: int = 3, value: str = "return") -> pd.Series:
-    """Each seed's mean `value` over the last `last` evaluations up to `step`; only seeds that got there."""
+    """Each seed's mean `value` over the last `last` evaluations up to `step`; only seeds that got there. The attribute
+    `attrs["seeds"]` is how many the run was begun with."""
     if len(found := rows[[c for c in ("agent", "env_id", "size", "run") if c in rows]].drop_duplicates()) > 1:
         raise ValueError(f"scores are those of one run, got rows of {', '.join(map(' '.join, found.to_numpy()))}")
+    begun = rows["seeds"].max() if "seeds" in rows else rows["seed"].nunique()
     reached = rows.groupby("seed")["step"].transform("max") >= step
     rows = rows[reached & (rows["step"] <= step)].sort_values("step")
-    return rows.groupby("seed")[value].apply(lambda r: r.tail(last).mean())
+    scores = rows.groupby("seed")[value].apply(lambda r: r.tail(last).mean())
+    scores.attrs["seeds"] = begun
+    return scores
 
 
 def mean_return(rows: pd.DataFrame, step: int) -> pd.Series:

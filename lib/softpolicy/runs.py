@@ -39,7 +39,7 @@ class Run:
     """One run's folder, held by one process at a time.
 
     `identity` says what makes two runs the same (agent, settings, task, seeds, protocol); a folder that holds
-    another run is refused. Opening never changes what is there.
+    another run is refused. Opening changes nothing that is there; the folder is made if need be.
     """
 
     def __init__(self, out, identity: dict):
@@ -79,7 +79,7 @@ class Run:
     def write_manifest(self, **changes) -> None:
         """Merge `changes` into the manifest and write it atomically."""
         self.manifest |= changes | {"updated": now()}
-        write_atomically(self.out / "manifest.json", (json.dumps(self.manifest, indent=1) + "\n").encode())
+        write_json(self.out / "manifest.json", self.manifest)
 
     def append(self, name: str, rows: list[dict]) -> None:
         """Append rows to `name`, in the order of the columns that are there, flushed to disk before this returns.
@@ -121,9 +121,8 @@ class Run:
 
     def save_checkpoint(self, state: dict) -> None:
         """Write the checkpoint atomically: a crash at any moment leaves the old one or the new one."""
-        buffer = io.BytesIO()
-        torch.save({"format": FORMAT, "identity": self.identity, **state}, buffer)
-        write_atomically(self.out / "checkpoint.pt", buffer.getbuffer())
+        state = {"format": FORMAT, "identity": self.identity, **state}
+        write_atomically(self.out / "checkpoint.pt", lambda file: torch.save(state, file))
 
     def load_checkpoint(self, *kinds: str) -> dict | None:
         """`read_checkpoint` of this run."""
@@ -153,6 +152,16 @@ def read_checkpoint(out: Path, identity: dict, *kinds: str) -> dict | None:
     if kinds and state["device"] not in kinds:
         check_same({"device": state["device"]}, {"device": kinds[0]}, path)
     return state
+
+
+def saved(out) -> tuple[dict, dict]:
+    """Identity and last checkpoint of the run in folder `out`; RunError if there is no run or no checkpoint (recorded
+    runs come without)."""
+    identity = manifest(out)["identity"]
+    state = read_checkpoint(Path(out), identity)
+    if state is None:
+        raise RunError(f"{out} holds no checkpoint.pt yet; train there first")
+    return identity, state
 
 
 def why_not_loaded(e: Exception) -> str:
@@ -188,20 +197,32 @@ def check_same(found: dict, given: dict, where) -> None:
 
 
 def write_atomically(path: Path, data) -> None:
-    """Replace `path` by `data` in one step; on failure the old file stays and RunError says why."""
+    """Replace `path` in one step by `data`, bytes or what a function writes into a binary file; on failure the old file
+    stays and RunError says why."""
     tmp = path.with_name(path.name + ".tmp")
     try:
         with open(tmp, "wb") as f:
-            f.write(data)
+            data(f) if callable(data) else f.write(data)
             f.flush()
             os.fsync(f.fileno())
         os.replace(tmp, path)
-    except OSError as e:
+    except (OSError, RuntimeError) as e:  # torch raises the second kind where a checkpoint cannot be written
         tmp.unlink(missing_ok=True)
+        reason = getattr(e, "strerror", None) or str(e).splitlines()[0]
         raise RunError(
-            f"{path} could not be written ({e.strerror}); make room, then start the same command again: what was"
+            f"{path} could not be written ({reason}); make room, then start the same command again: what was"
             " written before is intact"
         ) from None
+
+
+def write_table(path: Path, table: pd.DataFrame) -> None:
+    """A table as CSV with five significant digits, atomically."""
+    write_atomically(path, table.to_csv(index=False, float_format="%.5g").encode())
+
+
+def write_json(path: Path, content: dict) -> None:
+    """Plain data as JSON, atomically."""
+    write_atomically(path, (json.dumps(content, indent=1) + "\n").encode())
 
 
 def manifest(out) -> dict:
@@ -221,7 +242,8 @@ def load(*folders) -> pd.DataFrame:
     """The rows of runs as one tidy table: agent, env_id, size and every column of `rows.csv`, with
     `seconds` and `updates` (of each seed so far) joined.
 
-    Also used on the folders below a root: `load(*find(root))`. A run that has no rows yet adds none.
+    Also used on the folders below a root: `load(*find(root))`. A run that has no rows yet adds none. `seeds` is how
+    many seeds the run was begun with; those that diverged have rows up to then.
     """
     tables = []
     for out in (Path(folder) for folder in folders if (Path(folder) / "rows.csv").exists()):
@@ -230,7 +252,8 @@ def load(*folders) -> pd.DataFrame:
         if (out / "timing.csv").exists():
             rows = rows.merge(pd.read_csv(out / "timing.csv"), on="step", how="left")
         rows["updates"] = (rows["step"] - identity.get("warmup", 0)).clip(0) // identity["n_envs"]
-        labels = {"agent": identity["agent"], "env_id": identity["env_id"], "size": identity["size"], "run": out.name}
+        labels = {"agent": identity["agent"], "env_id": identity["env_id"], "size": identity["size"], "run": out.name,
+                  "seeds": len(identity["seeds"])}  # fmt: skip
         tables.append(pd.concat([pd.DataFrame(labels, index=rows.index), rows], axis=1))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 

@@ -17,7 +17,7 @@ import torch
 
 from softpolicy import envs, runs
 from softpolicy import streams as rng
-from softpolicy.train import trained
+from softpolicy.train import agent_of
 
 
 def study(folder, states: int = 200) -> pd.DataFrame:
@@ -28,19 +28,20 @@ def study(folder, states: int = 200) -> pd.DataFrame:
     """
     if states < 1:
         raise ValueError(f"the number of states must be at least 1, got {states}")
-    found, folder = runs.manifest(folder), Path(folder)
-    identity = found["identity"]
-    if identity["agent"] != "s2ac":
-        raise runs.RunError(f"{folder} is a run of {identity['agent']}; give one of s2ac")
-    agent, n_obs = trained(folder), envs.make(identity["env_id"]).observation_space.shape[0]
-    rows = runs.read_checkpoint(folder, identity)["replay"]["rows"]  # [S, N, ...], observations first
+    agent_name, folder = runs.manifest(folder)["identity"]["agent"], Path(folder)
+    if agent_name != "s2ac":
+        raise runs.RunError(f"{folder} is a run of {agent_name}; give one of s2ac")
+    identity, state = runs.saved(folder)
+    agent, n_obs = agent_of(identity, state), envs.make(identity["env_id"]).observation_space.shape[0]
+    rows = state["replay"]["rows"]  # [S, N, ...], observations first
+    if rows.shape[1] == 0:
+        raise runs.RunError(f"the checkpoint of {folder} holds no transitions yet; train on")
     some = np.linspace(rows.shape[1] // 2, rows.shape[1] - 1, states).astype(int)
     told = agent.diagnose(rows[:, some, :n_obs], rng.generators(identity["seeds"], "diagnosis"))
-    table = pd.DataFrame({"seed": identity["seeds"], "step": found["step"], "states": states}
+    table = pd.DataFrame({"seed": identity["seeds"], "step": state["step"], "states": states}
                          | {name: x.tolist() for name, x in told.items()})  # fmt: skip
-    table = table[~table["seed"].astype(str).isin(found["diverged"])]
-    text = table.to_csv(index=False, float_format="%.5g")
-    runs.write_atomically(folder / "diagnosis.csv", text.encode())
+    table = table[~table["seed"].astype(str).isin(state["diverged"])]
+    runs.write_table(folder / "diagnosis.csv", table)
     return table
 
 

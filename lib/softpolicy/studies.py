@@ -298,6 +298,13 @@ def load(study: Study, root) -> pd.DataFrame:
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
 
 
+def check_variants(parser: argparse.ArgumentParser, study: Study, given: list[str] | None) -> None:
+    """End with a usage error unless the study has all variants that were given."""
+    for variant in given or ():
+        if variant not in study.variants:
+            parser.error(f"unknown variant '{variant}'; accepted are {', '.join(study.variants)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m softpolicy.studies", description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=STUDIES)
@@ -306,9 +313,8 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     study = STUDIES[args.study]
+    check_variants(parser, study, args.variants)
     for variant in args.variants or study.variants:
-        if variant not in study.variants:
-            parser.error(f"unknown variant '{variant}'; accepted are {', '.join(study.variants)}")
         try:
             rows = run(study, variant, args.out)
         except runs.RunError as e:
@@ -316,6 +322,9 @@ def main() -> None:
         except Stopped as e:
             print(e)
             sys.exit(75)
+        if rows.empty:
+            print(f"{variant}: every seed diverged before the first evaluation", flush=True)
+            continue
         last = rows[rows["step"] == rows["step"].max()]["return"]
         print(f"{variant}: {last.mean():.1f} at the last evaluation", flush=True)
 

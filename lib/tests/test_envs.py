@@ -143,6 +143,16 @@ def test_discrete_actions_are_refused():
         envs.make("CartPole-v1")
 
 
+def test_actions_bounded_on_one_side_are_refused():
+    class HalfOpen(gym.Env):
+        observation_space, action_space = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Box(0, np.inf, (2,))
+
+    gym.register("HalfOpen-v0", HalfOpen, max_episode_steps=5)
+    with pytest.raises(ValueError, match="bounded continuous actions"):
+        envs.make("HalfOpen-v0")
+    gym.registry.pop("HalfOpen-v0")
+
+
 def test_a_simulation_that_blows_up_gives_nan_and_can_be_reset():
     env = envs.make("dm_control/cheetah-run")
     env.reset(seed=0)

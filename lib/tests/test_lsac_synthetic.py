@@ -339,6 +339,14 @@ def test_each_seed_is_trained_as_if_alone():
         torch.testing.assert_close(info[0][name][0], info[1][name][1], rtol=2e-3, atol=2e-4)
 
 
+def test_spread_of_replicas_is_exact_where_it_is_small_beside_the_values():
+    built = agent(mix=0.0, diffusion=False, refine="off")
+    with torch.no_grad():
+        built.critic.body.layers[-1].bias[..., 0] += 3_000
+    info, value, _ = built.critic_step(real(built), None)
+    assert value.std() < 1 and info["q_spread"] == pytest.approx(value.double().std(correction=0).item(), rel=1e-3)
+
+
 def test_a_diverged_replica_is_counted_and_left_alone():
     """The others go on, the policy is never trained on it, and the metrics are those of the finite ones."""
     built = agent(mix=0.5)

@@ -242,7 +242,8 @@ def test_study_reads_what_the_environments_did(short):
             by_hand = mazes.coverage(np.stack(visited)[:, :2])
     coverage, routes = maze_study.study(short, episodes=1)
     assert coverage.set_index(["seed", "step"])["coverage"][3, 700] == pytest.approx(by_hand)
-    read = [(b, path) for _, b, path in maze_study.whole_episodes(maze_study.transitions(short)[1], 4, 2) if b <= 1300]
+    rows = maze_study.transitions(runs.saved(short)[1], short)[1]
+    read = [(b, path) for _, b, path in maze_study.whole_episodes(rows, 4, 2) if b <= 1300]
     read, trips = (sorted(found, key=lambda e: e[1][0, 0]) for found in (read, trips))
     assert [b for b, _ in read] == [b for b, _ in trips]
     for (_, x), (_, y) in zip(read, trips, strict=True):

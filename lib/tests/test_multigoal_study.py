@@ -118,6 +118,25 @@ def test_a_variant_is_followed_once(tmp_path):
     assert (studies.load(studies.MULTIGOAL["three"], tmp_path / "three")["variant"] == "SAC").all()
 
 
+def test_seeds_that_diverged_are_left_out(tmp_path, monkeypatch):
+    """The agent of seed 3 acts with numbers that are none, as its weights would be."""
+    manifest, trained = runs.manifest, study.trained
+
+    def poisoned(folder):
+        agent = trained(folder)
+        for p in agent.actor.parameters():
+            p.data[3] = float("nan")
+        return agent
+
+    monkeypatch.setattr(study, "trained", poisoned)
+    monkeypatch.setattr(runs, "manifest", lambda out: manifest(out) | {"diverged": {"3": 21}})
+    study.follow("three", "sac", tmp_path, steps=30, warmup=20, eval_every=1)
+    for name in ("progress", "final", "entropy", "paths"):
+        table = pd.read_csv(tmp_path / "three" / "sac" / f"{name}.csv")
+        assert set(table["seed"]) == {0, 1, 2, 4}
+        assert table.drop(columns="recovered", errors="ignore").notna().all(axis=None)
+
+
 def test_summary_and_claims_of_recorded_tables(tmp_path):
     """Two seeds of each agent: S2AC goes to all goals alike, SAC to one; SAC has the higher soft return."""
     place = tmp_path / "runs" / "multigoal"
@@ -133,8 +152,8 @@ def test_summary_and_claims_of_recorded_tables(tmp_path):
                 {"where": "soft", "at": 0, "seed": s, "entropy": -100.0 - 10 * (variant == "s2ac") - s} for s in (0, 1)
             ]
             (place / layout / variant).mkdir()
-            study.write(place / layout / variant, "final", pd.DataFrame(rows))
-            study.write(place / layout / variant, "entropy", pd.DataFrame(soft))
+            runs.write_table(place / layout / variant / "final.csv", pd.DataFrame(rows))
+            runs.write_table(place / layout / variant / "entropy.csv", pd.DataFrame(soft))
     table = study.summary(place, "three").set_index(["variant", "seed"])
     assert table["goals"].to_dict() == {("SAC", 0): 1, ("SAC", 1): 1, ("S2AC", 0): 3, ("S2AC", 1): 3}
     assert table["distance"].to_numpy() == pytest.approx([2 / 3, 2 / 3, 0, 0], abs=1e-4)

@@ -79,6 +79,26 @@ def test_refuses_what_does_not_fit():
         Replay(0, 1, 3, 2)
 
 
+@pytest.mark.parametrize("threads", [1, 2])
+def test_of_actions_written_twice_the_later_one_stays(threads):
+    slot = torch.arange(5 * 1280).view(5, 1280) % 300
+    action, last = torch.arange(5 * 1280 * 6.0).view(5, 1280, 6), torch.zeros(5, 300, 6)
+    for new, at, mine in zip(action, slot, last, strict=True):
+        for k in range(1280):
+            mine[at[k]] = new[k]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        for _ in range(5):
+            replay = Replay(300, 5, 3, 6)
+            replay.rows.zero_()
+            replay.put_actions(slot, action)
+            assert torch.equal(replay.rows[..., 3:9], last)
+            assert not replay.rows[..., :3].any() and not replay.rows[..., 9:].any()
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_saved_size_follows_what_was_stored_and_not_the_capacity():
     replay = Replay(1000, 1, 3, 2)
     replay.add(*transition(1, 0))

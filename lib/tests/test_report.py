@@ -75,6 +75,18 @@ def test_a_figure_that_may_count_steps_otherwise_is_not_judged(tmp_path):
     assert runs.reported("sac").query("comparable == 'no'")["note"].str.contains("does not say").all()
 
 
+def test_seeds_that_did_not_get_so_far_are_told(tmp_path):
+    out = write_run(tmp_path, "Hopper-v5", [1.0, 2.0, 3.0, 9.0], 100_000)
+    rows = pd.read_csv(out / "rows.csv")
+    rows[(rows["seed"] != 3) | (rows["step"] < 50_000)].to_csv(out / "rows.csv", index=False)
+    scores = report.score_at(runs.load(out), 100_000)
+    assert scores.tolist() == [1, 2, 3]
+    assert "2 (n = 3 of 4) and 2 (n = 3 of 4)" in verdicts.difference(scores, scores)[1]
+    later = report.score_at(runs.load(out), 150_000)
+    assert verdicts.difference(scores, later) == ("not run", "no seed got so far")
+    assert verdicts.difference(scores, pd.Series(dtype=float)) == ("not run", "no run recorded")
+
+
 def test_a_run_that_is_not_there_yet_gets_no_verdict(tmp_path):
     write_run(tmp_path, "HalfCheetah-v5", [1.0, 2.0], 95_000)
     table = report.against_reported(root=tmp_path)
@@ -128,7 +140,9 @@ def write_pair(root, ours, theirs, **identity):
     for agent, returns in (("nclql", ours), ("sac", theirs)):
         out = write_run(root / agent, "Hopper-v5", returns, 100_000)
         found = json.loads((out / "manifest.json").read_text())
-        found["identity"] = report.PROTOCOL | {"agent": agent, "env_id": "Hopper-v5", "size": "small"} | identity
+        found["identity"] = (
+            report.PROTOCOL | {"agent": agent, "env_id": "Hopper-v5", "size": "small", "seeds": [0, 1, 2]} | identity
+        )
         (out / "manifest.json").write_text(json.dumps(found))
 
 

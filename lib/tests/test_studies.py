@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 
+import pandas as pd
 import pytest
 
 from softpolicy import runs, studies
@@ -62,6 +63,21 @@ def test_a_study_is_made_and_loaded_variant_by_variant(tmp_path):
     rows = studies.load(study, tmp_path)
     assert rows.groupby("variant")["step"].max().to_dict() == {"LQL": 60, "NC-LQL": 60}
     assert runs.manifest(tmp_path / "lql")["identity"]["n_envs"] == 5
+
+
+def test_an_unknown_variant_is_told_before_anything_is_trained(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["studies", "maze", "--out", str(tmp_path), "--variants", "sac", "scA"])
+    with pytest.raises(SystemExit) as end:
+        studies.main()
+    assert end.value.code == 2 and not list(tmp_path.iterdir())
+    assert "unknown variant 'scA'; accepted are sac," in capsys.readouterr().err
+
+
+def test_a_variant_without_a_row_does_not_end_the_others(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(studies, "run", lambda *_: pd.DataFrame())
+    monkeypatch.setattr(sys, "argv", ["studies", "maze", "--out", str(tmp_path), "--variants", "sac", "greedy"])
+    studies.main()
+    assert capsys.readouterr().out.count("every seed diverged before the first evaluation") == 2
 
 
 def test_a_study_that_is_stopped_begins_no_further_variant(tmp_path, monkeypatch, capsys):

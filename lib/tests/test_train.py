@@ -332,6 +332,25 @@ def test_sigterm_may_come_twice():
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+def test_sigterm_while_the_last_checkpoint_is_written_is_waited_out(tmp_path, monkeypatch):
+    """Even if one came before it; a handler of the test's own would get those that the loop no longer catches."""
+    late, checkpoint = [], Loop.checkpoint
+
+    def interrupted(loop):
+        if loop.step == 60:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+        checkpoint(loop)
+
+    monkeypatch.setattr(Loop, "checkpoint", interrupted)
+    before = signal.signal(signal.SIGTERM, lambda *_: late.append(1))
+    try:
+        train(TINY, "Line-v0", [0], 60, tmp_path, **SHORT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not late and runs.manifest(tmp_path)["status"] == "complete" and runs.saved(tmp_path)[1]["step"] == 60
+
+
 def test_a_second_ctrl_c_ends_what_does_not_end():
     with pytest.raises(KeyboardInterrupt), stop_signals() as came:
         os.kill(os.getpid(), signal.SIGINT)

@@ -243,9 +243,7 @@ class LSAC(nn.Module):
     @torch.no_grad()
     def act(self, obs: Tensor, streams=None) -> Tensor:
         """Actions `[S, N, A]` for observations `[S, N, O]`: sampled with `streams`; without, tanh(mu)."""
-        if streams is None:
-            return self.actor(obs)[0].tanh()
-        return self.actor.sample(obs, rng.normal(streams, obs.shape[1], self.n_act))[0]
+        return self.actor.act(obs, streams)
 
     def notice(self, metrics: dict) -> None:
         """Warn, once a seed, of replicas that have diverged: `metrics` of the last update as lists."""
@@ -359,7 +357,7 @@ class LSAC(nn.Module):
         alive = means.isfinite().all(2) & weights.isfinite()
         average = lambda x: x.where(alive, 0).sum(1) / alive.sum(1)  # noqa: E731  over the replicas that are finite
         value, share = means.amin(2), self.synthetic.generated
-        spread = (average(value**2) - average(value) ** 2).clamp(min=0).sqrt()
+        spread = average((value - average(value)[:, None]) ** 2).sqrt()
         edge = 0 * share if synthetic is None else (synthetic.action.abs() > 0.999).float().mean((1, 2, 3))
         info = {
             "q": average(means.mean(2)),

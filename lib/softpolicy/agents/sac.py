@@ -97,9 +97,7 @@ class SAC(nn.Module):
     @torch.no_grad()
     def act(self, obs: Tensor, streams=None) -> Tensor:
         """Actions `[S, N, A]` for observations `[S, N, O]`: sampled with `streams`; without, the medians tanh(mu)."""
-        if streams is None:
-            return self.actor(obs)[0].tanh()
-        return self.actor.sample(obs, rng.normal(streams, obs.shape[1], self.n_act))[0]
+        return self.actor.act(obs, streams)
 
     def update(self, batch: Batch) -> dict[str, Tensor]:
         """One gradient step for the critics, then one for actor and temperature; metrics are `[S]` tensors.

@@ -27,14 +27,21 @@ def paired(better: pd.Series) -> str:
     return "not reproduced" if better.mean() <= 0.5 else "mixed"
 
 
+def counted(scores: pd.Series) -> str:
+    """How many seeds have a score, and of how many, if others diverged or did not get so far."""
+    begun = scores.attrs.get("seeds", 0)
+    return f"n = {len(scores)}" + (f" of {begun}" if begun > len(scores) else "")
+
+
 def difference(ours: pd.Series, theirs: pd.Series, at_least: bool = False) -> tuple[str, str]:
     """Verdict and evidence on "ours is more than theirs", from the scores of runs: "reproduced" if the 95 % bootstrap
     interval of the difference lies above zero, "not reproduced" if below, else "undecided", as with a single run on a
     side, which has no interval. With `at_least` on "ours is at least theirs": an interval that begins at zero is
     enough, as of equal scores that all runs share."""
     if len(ours) == 0 or len(theirs) == 0:
-        return "not run", "no run recorded"
-    both = " and ".join(f"{s.mean():.4g} (n = {len(s)})" for s in (ours, theirs))
+        begun = any(len(s) == 0 and s.attrs.get("seeds", 0) for s in (ours, theirs))
+        return "not run", "no seed got so far" if begun else "no run recorded"
+    both = " and ".join(f"{s.mean():.4g} ({counted(s)})" for s in (ours, theirs))
     if min(len(ours), len(theirs)) == 1:
         return "undecided", f"{both}; one run has no interval"
     low, high = stats.bootstrap_difference(ours, theirs)

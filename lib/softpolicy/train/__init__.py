@@ -12,7 +12,6 @@ import dataclasses
 import importlib
 import math
 import time
-from pathlib import Path
 
 import pandas as pd
 import torch
@@ -23,7 +22,7 @@ from softpolicy.settings import size_of
 from softpolicy.train.loop import Loop
 from softpolicy.train.scales import DEMO, SCALES, at_scale
 
-__all__ = ["DEMO", "SCALES", "Loop", "at_scale", "check", "train", "trained"]
+__all__ = ["DEMO", "SCALES", "Loop", "agent_of", "at_scale", "check", "train", "trained"]
 
 
 def train(
@@ -56,7 +55,7 @@ def train(
 
     A seed whose actions, observations, rewards or metrics stop being finite is marked as diverged in the manifest
     and gets no further rows; the others go on. Raises ValueError for bad arguments, `runs.RunError` for a folder
-    that cannot be used; neither touches what is on disk.
+    that cannot be used; neither changes a run that is on disk.
     """
     check(seeds, device, steps=steps, n_envs=n_envs, eval_every=eval_every, eval_episodes=eval_episodes,
           checkpoint_every=checkpoint_every)  # fmt: skip
@@ -109,23 +108,25 @@ def trained(out, device: str = "cpu"):
 
     Raises `runs.RunError` if there is no run or no checkpoint (recorded runs come without).
     """
-    identity = runs.manifest(out)["identity"]
+    return agent_of(*runs.saved(out), device)
+
+
+def agent_of(identity: dict, state: dict, device: str = "cpu"):
+    """The agent of a run as a checkpoint of it has it; see `trained`."""
     prefix = identity["agent"] + "."
     settings = {key.removeprefix(prefix): value for key, value in identity.items() if key.startswith(prefix)}
     config = importlib.import_module(f"softpolicy.agents.{identity['agent']}").Config(**settings)
     env = envs.vector(identity["env_id"], 1)
     n_obs, n_act = env.single_observation_space.shape[0], env.single_action_space.shape[0]
     env.close()
-    agent, state = config.build(n_obs, n_act, identity["seeds"], device), runs.read_checkpoint(Path(out), identity)
-    if state is None:
-        raise runs.RunError(f"{out} holds no checkpoint.pt yet; train there first")
+    agent = config.build(n_obs, n_act, identity["seeds"], device)
     if state["device"] == torch.device(device).type:
         agents.restore(agent, state["agent"])
     else:
         nets = {name: x for name, x in state["agent"]["nets"].items() if name != "_extra_state"}  # LSAC's has streams
         missing, _ = agent.load_state_dict(nets, strict=False)
         if set(missing) - {"_extra_state"}:
-            raise runs.RunError(f"the checkpoint of {out} lacks {', '.join(missing)}; was it made by another version?")
+            raise runs.RunError(f"the checkpoint lacks {', '.join(missing)}; was it made by another version?")
     return agent
 
 

@@ -60,16 +60,16 @@ class Loop:
 
     def run(self, warmup: int, eval_every: int, checkpoint_every: int) -> None:
         """Steps until the end, the time limit, SIGTERM, or until every seed has diverged."""
-        with stop_signals() as came:
+        with stop_signals() as came:  # also while the last checkpoint is written
             self.steps_until_the_end(came, warmup, eval_every, checkpoint_every)
-        if len(self.diverged) == len(self.seeds):
-            status = "diverged"
-        else:
-            status = "complete" if self.step == self.steps else "stopped"
-        self.checkpoint()
-        self.folder.write_manifest(
-            status=status, step=self.step, diverged=self.diverged, seconds=round(self.elapsed(), 1)
-        )
+            if len(self.diverged) == len(self.seeds):
+                status = "diverged"
+            else:
+                status = "complete" if self.step == self.steps else "stopped"
+            self.checkpoint()
+            self.folder.write_manifest(
+                status=status, step=self.step, diverged=self.diverged, seconds=round(self.elapsed(), 1)
+            )
         if signal.SIGINT in came:
             raise KeyboardInterrupt
 
