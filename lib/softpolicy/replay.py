@@ -65,9 +65,9 @@ class Replay:
     def put_actions(self, slot: Tensor, action: Tensor) -> None:
         """Replace the actions at `slot` `[S, B]` by `action` `[S, B, A]`; of a slot that occurs twice the later one
         stays, on CUDA not always."""
-        rows, start = self.rows.flatten(0, 1), self.widths[0]
-        old = rows[:, start : start + self.widths[1]]  # what is put by an index depends on the number of threads
-        old.index_copy_(0, (self.first + slot).flatten(), action.flatten(0, 1))
+        rows, (n_obs, n_act, *_) = self.rows.flatten(0, 1), self.widths
+        at = (self.first + slot).flatten()[:, None].expand(-1, n_act)
+        rows[:, n_obs : n_obs + n_act].scatter_(0, at, action.flatten(0, 1))  # unlike indexing, alike with many threads
 
     def save(self) -> dict:
         """What was stored so far, as plain data (a copy: saving a view would write the whole table)."""
