@@ -44,7 +44,7 @@ def difference(ours: pd.Series, theirs: pd.Series, at_least: bool = False) -> tu
     both = " and ".join(f"{s.mean():.4g} ({counted(s)})" for s in (ours, theirs))
     if min(len(ours), len(theirs)) == 1:
         return "undecided", f"{both}; one run has no interval"
-    low, high = stats.bootstrap_difference(ours, theirs)
+    low, high = (round(x, 9) for x in stats.bootstrap_difference(ours, theirs))  # equal scores are equal
     above = low >= 0 if at_least else low > 0
     word = "reproduced" if above else "not reproduced" if high < 0 else "undecided"
     return word, f"{both}; difference [{low:.3g}, {high:.3g}]"
