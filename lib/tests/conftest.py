@@ -1,6 +1,7 @@
 """Small tasks on which tests run fast, and the one thread that makes CPU results repeatable."""
 
 import gymnasium as gym
+import hypothesis
 import numpy as np
 import pytest
 import torch
@@ -8,6 +9,8 @@ import torch
 from softpolicy import streams as rng
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("book", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("book")  # no test is timed
 
 
 class Line(gym.Env):

@@ -138,7 +138,7 @@ def test_evaluation_noise_is_a_function_of_the_observation(config):
 
 @pytest.mark.parametrize("config", METHODS)
 def test_fresh_evaluation_noise_differs_from_call_to_call(config):
-    agent = type(config)(width=32, batch=B, evaluation="fresh").build(O, A, [0])
+    agent = dataclasses.replace(config, evaluation="fresh").build(O, A, [0])
     obs = torch.randn(1, 3, O)
     assert not torch.equal(agent.act(obs), agent.act(obs))
 

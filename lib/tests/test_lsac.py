@@ -237,6 +237,7 @@ def test_dsact_is_one_replica_with_adam_and_nothing_synthetic():
     built = dsact.Config(width=16, batch=8).build(5, 2, [0])
     assert isinstance(built.opts["critic"], torch.optim.Adam) and not built.config.mix and not built.config.diffusion
     assert len(built.critic.body.layers[0].weight.flatten(0, 2)) == 2
+    assert not built.config.decay and built.config.refine == "off"
     info = built.update(Batch(*(x[:, 0] for x in rows_of([0], 1, 8))))
     assert math.isfinite(info["q"].item())
 

@@ -12,7 +12,7 @@ from agent_checks import random_batches
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from softpolicy import agents, nets
+from softpolicy import agents, diffusion, nets
 from softpolicy import streams as rng
 from softpolicy.agents import lsac
 from softpolicy.optim import AdaptiveLangevin, follow
@@ -171,6 +171,19 @@ def test_copies_of_real_transitions_enter_once_each():
     built.prepare(replay)
     assert built.synthetic.data.added == 110
     assert torch.equal(built.synthetic.data.rows[0, 40:110], replay.rows[0, (40 + np.arange(70)) % 100])
+
+
+def test_what_enters_the_buffer_is_generated_by_a_fit_to_all_rows_and_refined():
+    built, replay = agent((0, 1), refine_lr=1.0, churn=40.0), replay_of([0, 1])
+    streams = rng.generators([0, 1], "diffusion")
+    training = diffusion.Training(8, 1, 4, lr=built.config.diffusion_lr, average_every=1)
+    end = 2 * N_OBS + N_ACT + 1
+    model = diffusion.fit(replay.rows[:, :40], streams, training, diffusion.EDM(s_churn=40.0), keep=[end])
+    obs, action, *rest = diffusion.transitions(diffusion.generate(model, 30, streams, 4), replay.widths)
+    moved = built.improve(obs, action, rng.uniform(streams, 1)[:, 0])
+    assert (moved != action).any()
+    built.prepare(replay)
+    torch.testing.assert_close(built.synthetic.data.rows[:, :30], torch.cat((obs, moved, *rest), -1))
 
 
 def test_as_released_all_real_rows_and_few_generated_ones_are_kept_and_the_critics_see_real_ones():

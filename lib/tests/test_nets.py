@@ -167,3 +167,12 @@ def test_elu_and_its_slope_are_torchs_and_can_be_differentiated_again():
     z, g = z.requires_grad_(), g.requires_grad_()
     both = lambda z, g: nets.EluBack.apply(g, nets.Elu.apply(z))  # noqa: E731
     assert torch.autograd.gradcheck(both, (z, g)) and torch.autograd.gradgradcheck(both, (z, g))
+
+
+def test_actions_of_the_gaussian_actor_are_its_medians_or_drawn_from_its_law():
+    actor = nets.GaussianActor(3, 2, (8,), rng.generators([0, 1], "test")).double()
+    obs = rng.normal(rng.generators([0, 1], "obs"), 6, 3).double()
+    mean, log_std = actor(obs)
+    torch.testing.assert_close(actor.act(obs), mean.tanh())
+    z = rng.normal(rng.generators([0, 1], "act"), 6, 2)
+    torch.testing.assert_close(actor.act(obs, rng.generators([0, 1], "act")), (mean + log_std.exp() * z).tanh())

@@ -75,6 +75,13 @@ def test_a_figure_that_may_count_steps_otherwise_is_not_judged(tmp_path):
     assert runs.reported("sac").query("comparable == 'no'")["note"].str.contains("does not say").all()
 
 
+def test_a_score_is_the_mean_of_three_evaluations():
+    rows = pd.DataFrame({"seed": 0, "step": [10, 20, 30, 40, 50], "return": [1.0, 2.0, 4.0, 8.0, 16.0]})
+    assert report.score_at(rows, 50)[0] == pytest.approx((4 + 8 + 16) / 3)
+    assert report.score_at(rows, 40)[0] == pytest.approx((2 + 4 + 8) / 3)
+    assert report.mean_return(rows, 40)[0] == pytest.approx((1 + 2 + 4 + 8) / 4)
+
+
 def test_seeds_that_did_not_get_so_far_are_told(tmp_path):
     out = write_run(tmp_path, "Hopper-v5", [1.0, 2.0, 3.0, 9.0], 100_000)
     rows = pd.read_csv(out / "rows.csv")
