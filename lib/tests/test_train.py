@@ -101,6 +101,9 @@ def test_a_time_limit_is_kept_where_another_round_would_pass_it(tmp_path, monkey
     train(TINY, "Line-v0", [0], 10**6, tmp_path, **every_step, max_seconds=95)
     found = runs.manifest(tmp_path)
     assert (found["status"], found["step"], found["seconds"]) == ("stopped", 10, 88)
+    begun = clock[0]  # a second slice counts on, and knows what its work costs
+    train(TINY, "Line-v0", [0], 10**6, tmp_path, **every_step, max_seconds=13)
+    assert 0 < clock[0] - begun <= 13 and runs.manifest(tmp_path)["seconds"] == 88 + clock[0] - begun
 
 
 def test_python_and_command_line_give_the_same_rows(tmp_path):

@@ -1,7 +1,5 @@
 """What a run's rows say: of which episodes, of which seed, and after it was cut and went on."""
 
-import time
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -75,24 +73,3 @@ def test_a_run_with_a_diverged_seed_can_be_cut_in_the_warm_up_and_after_it(tmp_p
     assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
     assert [runs.manifest(tmp_path / name)["diverged"] for name in ("cut", "whole")] == [{"1": 5}] * 2
     assert pd.read_csv(tmp_path / "cut/timing.csv")["seconds"].is_monotonic_increasing
-
-
-def test_a_second_slice_goes_on_counting_seconds_and_knows_what_its_work_costs(tmp_path, monkeypatch):
-    clock = [0]
-
-    def costing(seconds, work):
-        def costly(*args):
-            clock[0] += seconds
-            work(*args)
-
-        return costly
-
-    monkeypatch.setattr(time, "monotonic", lambda: clock[0])
-    for name, seconds in {"advance": 1, "evaluate": 5, "checkpoint": 3}.items():
-        monkeypatch.setattr(Loop, name, costing(seconds, getattr(Loop, name)))
-    every_step = dict(warmup=1, eval_every=1, eval_episodes=1, checkpoint_every=1)
-    for limit in (95, 13):
-        begun, before = clock[0], runs.manifest(tmp_path)["seconds"] if clock[0] else 0
-        train(TINY, "Line-v0", [0], 10**6, tmp_path, **every_step, max_seconds=limit)
-        assert clock[0] - begun <= limit
-        assert runs.manifest(tmp_path)["seconds"] == before + clock[0] - begun
