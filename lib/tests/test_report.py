@@ -76,7 +76,7 @@ def test_a_figure_that_may_count_steps_otherwise_is_not_judged(tmp_path):
 
 
 def test_a_score_is_the_mean_of_three_evaluations():
-    rows = pd.DataFrame({"seed": 0, "step": [10, 20, 30, 40, 50], "return": [1.0, 2.0, 4.0, 8.0, 16.0]})
+    rows = pd.DataFrame({"run": "one", "seed": 0, "step": [10, 20, 30, 40, 50], "return": [1.0, 2.0, 4.0, 8.0, 16.0]})
     assert report.score_at(rows, 50)[0] == pytest.approx((4 + 8 + 16) / 3)
     assert report.score_at(rows, 40)[0] == pytest.approx((2 + 4 + 8) / 3)
     assert report.mean_return(rows, 40)[0] == pytest.approx((1 + 2 + 4 + 8) / 4)
