@@ -39,7 +39,7 @@ def test_killed_at_random_moments_a_run_ends_with_exactly_the_rows_of_an_uninter
     cut, g = tmp_path / "cut", np.random.default_rng()  # new random moments in every test run
     for kills in range(3):
         p = subprocess.Popen(command(cut, env_id, steps), stderr=subprocess.PIPE, text=True)
-        ahead = g.integers(200, 350)  # steps past those of the last checkpoint
+        ahead = g.integers(150, 250)  # steps past those of the last checkpoint
 
         def far_enough(kills=kills, ahead=ahead):
             if not (cut / "manifest.json").exists():
@@ -48,7 +48,7 @@ def test_killed_at_random_moments_a_run_ends_with_exactly_the_rows_of_an_uninter
             return len(m["slices"]) > kills and m["step"] >= m["slices"][-1]["from_step"] + ahead
 
         until(far_enough, p)
-        time.sleep(g.uniform(0, 0.2))
+        time.sleep(g.uniform(0, 0.05))
         p.kill()
         p.wait()
         p.stderr.close()
