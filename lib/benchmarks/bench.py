@@ -390,7 +390,9 @@ def main() -> None:
     parser.add_argument("--agent", choices=AGENTS, default="sac", help="the agent whose settings are compared [sac]")
     parser.add_argument("--device", choices=["cpu", "cuda"], help="measure this one only [cpu and, if there, cuda]")
     parser.add_argument("--rounds", type=int, default=7, help="rounds that each figure is the median of")
-    parser.add_argument("--json", type=Path, metavar="FOLDER", help="also write cpu.json and cuda.json there")
+    parser.add_argument(
+        "--json", type=Path, metavar="FOLDER", help="also write cpu.json, cuda.json (or cpu-compare.json ...) there"
+    )
     args = parser.parse_args()
     if args.rounds < 1:
         parser.error(f"--rounds must be at least 1, got {args.rounds}")
@@ -400,17 +402,18 @@ def main() -> None:
     if "cuda" in measured and not torch.cuda.is_available():
         parser.error("there is no CUDA device here; give --device cpu")
     if args.json and not args.json.is_dir():
-        parser.error(f"--json {args.json} is not a folder; give one, such as data/bench")
+        parser.error(f"--json {args.json} is not a folder; make one first, such as runs/bench")
     for pair, known in (("plain/batched", PLAIN), ("released/batched", RELEASED)):
         if pair in (args.compare or []) and args.agent not in known:
             parser.error(f"{pair} knows {', '.join(known)}, not {args.agent}")
     torch.set_num_threads(1)
     devices.keep_memory()
     warnings.filterwarnings("ignore")
+    part = "-compare" if args.compare else ""  # of the measurements: no such file takes the place of a whole table
     for device in measured:
         table = measure(device, args.rounds, args.compare, args.agent)
         if args.json:
-            (args.json / f"{device}.json").write_text(json.dumps(table, indent=1) + "\n")
+            (args.json / f"{device}{part}.json").write_text(json.dumps(table, indent=1) + "\n")
 
 
 if __name__ == "__main__":

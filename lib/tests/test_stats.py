@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import stats as scipy_stats
 
 from softpolicy import stats
 
@@ -41,6 +42,13 @@ def test_bootstrap_of_three_runs_is_that_of_all_27_resamples():
     means = [np.mean(r) for r in itertools.product(x, repeat=3)]
     low, high = stats.stratified_bootstrap(x, np.mean, reps=50_000, level=0.8)
     assert (low, high) == pytest.approx(tuple(np.quantile(means, [0.1, 0.9])), abs=1e-9)
+
+
+def test_bootstrap_of_one_task_is_scipys():
+    x = np.random.default_rng(2).normal(size=40)
+    theirs = scipy_stats.bootstrap((x,), stats.iqm, n_resamples=20_000, method="percentile", rng=0)
+    ours = stats.stratified_bootstrap(x, reps=20_000)
+    assert ours == pytest.approx(tuple(theirs.confidence_interval), abs=0.03)  # two draws differ by 0.01
 
 
 def test_bootstrap_draws_within_tasks_only():

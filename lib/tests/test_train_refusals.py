@@ -112,8 +112,11 @@ def foreign(_):
         (foreign, {}, "was not written by this library"),
         (None, dict(gamma=0.5), "sac.gamma is 0.99 there and 0.5 here"),
         (None, dict(seeds=(2, 2)), "seeds must be distinct"),
+        (None, dict(env_id="Hoper-v5"), "unknown environment 'Hoper-v5'"),
+        (None, dict(steps=-5), "steps"),
+        (None, dict(device="cuda:7"), "device 'cuda:7' cannot be used"),
     ],
-    ids=["damaged", "foreign", "settings", "seeds"],
+    ids=["damaged", "foreign", "settings", "seeds", "environment", "steps", "device"],
 )
 def test_the_command_line_refuses_in_one_line_and_leaves_the_folder_alone(hopper, tmp_path, spoil, changes, says):
     out = tmp_path / "run"
@@ -121,7 +124,7 @@ def test_the_command_line_refuses_in_one_line_and_leaves_the_folder_alone(hopper
     if spoil:
         (out / "checkpoint.pt").write_bytes(spoil((out / "checkpoint.pt").read_bytes()))
     before = contents(out)
-    p = call(out, steps=200, **changes)
+    p = call(out, **(dict(steps=200) | changes))
     assert p.returncode == 2 and says in p.stderr and p.stderr.count("\n") == 1, p.stderr
     assert contents(out) == before
 
