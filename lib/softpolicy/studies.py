@@ -236,7 +236,7 @@ LSAC_TWENTY = Study(
 )  # fmt: skip
 
 # A time limit stored as an end of the task, as LSAC's code does in DeepMind Control, on a task whose episodes soon earn
-# nearly the same in every step. Targets move fast, so that values arrive within the run.
+# nearly the same in every step. Targets move fast, so that values come near their end within the run.
 TIME_LIMIT = Study(
     protocol=dict(env_id="dm_control/cartpole-balance", seeds=[0, 1, 2, 3, 4], steps=25_000, warmup=1_000,
                   eval_every=2_500, eval_episodes=3, checkpoint_every=100_000),

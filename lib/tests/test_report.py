@@ -246,13 +246,18 @@ def test_mean_return_is_over_training_and_leaves_out_who_stopped():
     assert report.mean_return(rows, 20).to_dict() == {0: 2.0}
 
 
-def write_maze(root, agent, coverage, counts):
+STEPS = studies.MAZE.protocol["steps"]
+PLACE = "(PointMaze, 100k steps, 64 wide, 5 an update)"
+
+
+def write_maze(root, agent, coverage, counts, steps=STEPS):
     """A run in the maze of two seeds, with the episodes of its final policy along routes NE, NW, EN and none."""
     out = root / agent
     out.mkdir(parents=True)
-    identity = {"agent": agent.replace("adam", "lsac"), "env_id": "softpolicy/PointMaze-v0", "warmup": 10}
+    identity = {"agent": agent.replace("adam", "lsac"), "env_id": "softpolicy/PointMaze-v0", "warmup": steps // 2}
     (out / "manifest.json").write_text(json.dumps({"format": runs.FORMAT, "identity": identity}))
-    curve = [{"step": t, "seed": s, "coverage": c * t / 20} for s, c in enumerate(coverage) for t in (10, 20)]
+    times = (steps // 2, steps)
+    curve = [{"step": t, "seed": s, "coverage": c * t / steps} for s, c in enumerate(coverage) for t in times]
     pd.DataFrame(curve).to_csv(out / "coverage.csv", index=False)
     ways = {"NE": 1, "NW": 0, "EN": 1, "none": -1}
     rows = [
@@ -268,10 +273,16 @@ def test_a_route_counts_if_a_twentieth_of_the_episodes_take_it(tmp_path):
     write_maze(tmp_path, "lsac", [0.5, 0.7], [50, 4, 6, 40])
     table = about_lsac.maze_table(tmp_path)
     assert table["variant"].tolist() == ["LSAC"] * 2 and table["coverage"].tolist() == [0.5, 0.7]
-    assert table["gain"].tolist() == pytest.approx([0.25, 0.35])  # since step 10, the end of the warm-up
+    assert table["gain"].tolist() == pytest.approx([0.25, 0.35])  # since half of the steps, the end of the warm-up
     assert table["routes"].tolist() == [2, 2] and table["goals"].tolist() == [1, 1]
     assert table["found"].tolist() == [3, 3]  # in training
     assert table["reached"].tolist() == pytest.approx([0.6, 0.6])
+
+
+def test_tables_of_a_maze_run_before_its_end_are_not_compared(tmp_path):
+    write_maze(tmp_path, "lsac", [0.5, 0.7], [50, 4, 6, 40], STEPS // 2)
+    assert about_lsac.maze_table(tmp_path).empty
+    assert not about_lsac.maze_table(tmp_path, studies.MAZE._replace(protocol={"steps": STEPS // 2})).empty
 
 
 def test_a_maze_run_is_called_what_its_folder_is_in_the_study(tmp_path):
@@ -280,8 +291,8 @@ def test_a_maze_run_is_called_what_its_folder_is_in_the_study(tmp_path):
     table = about_lsac.maze_table(tmp_path)
     assert set(table["variant"]) == {"LSAC, refined by steps of 1e-3"}
     found = {c.claim: c.verdict for c in about_lsac.maze_claims(table)}
-    assert found["LSAC's final policy takes several routes in PointMaze"] == "not run"
-    assert found["LSAC's final policy takes several routes in PointMaze, refined by steps of 1e-3"] == "reproduced"
+    assert found[f"LSAC takes several routes with the final policy {PLACE}"] == "not run"
+    assert found[f"LSAC, refined by steps of 1e-3 takes several routes with the final policy {PLACE}"] == "reproduced"
 
 
 @pytest.mark.parametrize(("ours", "theirs", "word"), [
@@ -295,17 +306,36 @@ def test_maze_claims_follow_routes_and_coverage(tmp_path, ours, theirs, word):
     write_maze(tmp_path, "adam", [0.5, 0.5], theirs)
     write_maze(tmp_path, "dsact", [0.5, 0.5], theirs)
     all_ = {c.claim: c for c in about_lsac.maze_claims(about_lsac.maze_table(tmp_path))}
-    assert all_["LSAC visits more of the maze than DSAC-T (PointMaze)"].evidence.endswith(
+    assert len(all_) == 15
+    assert all_[f"LSAC visits more of the maze than DSAC-T {PLACE}"].evidence.endswith(
         "; step sizes of the critics 0.001 and 0.0001"
     )
     found = {name: c.verdict for name, c in all_.items()}
-    assert found["LSAC's final policy takes several routes in PointMaze"] == word
-    assert found["LSAC takes more routes than SAC (PointMaze)"] == word
-    assert found["LSAC visits more of the maze than SAC (PointMaze)"] == word
-    assert found["LSAC visits more of the maze than LSAC with Adam (PointMaze)"] == word
-    assert found["LSAC takes more routes than DSAC-T (PointMaze)"] == word
-    assert found["LSAC takes more routes than SAC without entropy (PointMaze)"] == "not run"
-    assert found["Baselines (SAC, DSAC-T) find one route or none in training (PointMaze)"] == "not reproduced"
+    policy = "with the final policy"
+    assert found[f"LSAC takes several routes {policy} {PLACE}"] == word
+    assert found[f"Baselines (SAC, DSAC-T) take one route or none {policy} {PLACE}"] == word
+    for other in ("SAC", "DSAC-T"):
+        assert found[f"LSAC takes more routes {policy} than {other} {PLACE}"] == word
+        assert found[f"LSAC finds more routes in training than {other} {PLACE}"] == "undecided"  # three on both sides
+    for other in ("SAC", "LSAC with Adam"):
+        assert found[f"LSAC visits more of the maze than {other} {PLACE}"] == word
+    assert found[f"LSAC takes more routes {policy} than SAC without entropy {PLACE}"] == "not run"
+    assert found[f"LSAC finds several routes in training {PLACE}"] == "reproduced"
+    assert found[f"Baselines (SAC, DSAC-T) find one route or none in training {PLACE}"] == "not reproduced"
+
+
+@pytest.mark.parametrize(
+    ("ours", "other", "word"),
+    [(5.02, 9.0, "not reproduced"), (5.02, 5.0, "reproduced"), (5.02, -1.0, "reproduced"), (-1.0, -9.0, "undecided")],
+)
+def test_lsac_is_compared_under_the_authors_protocol(monkeypatch, tmp_path, ours, other, word):
+    end = studies.LSAC_TWENTY.protocol["steps"]
+    rows = [{"variant": k, "run": k, "seed": s, "step": end, "return": r + 0.01 * s}
+            for k, r in (("LSAC", ours), ("SAC", other)) for s in range(3)]  # fmt: skip
+    monkeypatch.setattr(studies, "load", lambda *_: pd.DataFrame(rows))
+    sac_, dsact_ = about_lsac.twenty_claims(tmp_path)
+    assert "as much as SAC on HalfCheetah-v5 with 20 steps an update" in sac_.claim
+    assert sac_.verdict == word and dsact_.verdict == "not run"
 
 
 @pytest.mark.parametrize(("rate", "word"), [(60, "reproduced"), (40, "mixed"), (20, "not reproduced")])
