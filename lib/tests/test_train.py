@@ -33,13 +33,13 @@ from softpolicy.train.loop import stop_signals
 
 @pytest.mark.parametrize("env_id", ["Hopper-v5", "dm_control/cheetah-run"])
 def test_killed_at_random_moments_a_run_ends_with_exactly_the_rows_of_an_uninterrupted_one(tmp_path, env_id):
-    steps = 1500
-    whole = call(tmp_path / "whole", env_id, steps)
+    steps, often = 900, dict(checkpoint_every=70)
+    whole = call(tmp_path / "whole", env_id, steps, **often)
     assert whole.returncode == 0, whole.stderr
     cut, g = tmp_path / "cut", np.random.default_rng()  # new random moments in every test run
     for kills in range(3):
-        p = subprocess.Popen(command(cut, env_id, steps), stderr=subprocess.PIPE, text=True)
-        ahead = g.integers(150, 250)  # steps past those of the last checkpoint
+        p = subprocess.Popen(command(cut, env_id, steps, **often), stderr=subprocess.PIPE, text=True)
+        ahead = g.integers(70, 140)  # steps past those of the last checkpoint
 
         def far_enough(kills=kills, ahead=ahead):
             if not (cut / "manifest.json").exists():
@@ -52,7 +52,7 @@ def test_killed_at_random_moments_a_run_ends_with_exactly_the_rows_of_an_uninter
         p.kill()
         p.wait()
         p.stderr.close()
-    last = call(cut, env_id, steps)
+    last = call(cut, env_id, steps, **often)
     assert last.returncode == 0, last.stderr
     found = runs.manifest(cut)
     resumed = [s["from_step"] for s in found["slices"]]
@@ -61,15 +61,15 @@ def test_killed_at_random_moments_a_run_ends_with_exactly_the_rows_of_an_uninter
 
 
 def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on_to_the_same_rows(tmp_path):
-    assert call(tmp_path / "whole", steps=1000).returncode == 0
-    p = subprocess.Popen(command(tmp_path / "cut", steps=1000), stderr=subprocess.PIPE, text=True)
+    assert call(tmp_path / "whole", steps=500).returncode == 0
+    p = subprocess.Popen(command(tmp_path / "cut", steps=500), stderr=subprocess.PIPE, text=True)
     until((tmp_path / "cut/rows.csv").exists, p)
     p.terminate()
     assert p.wait() == 75
     p.stderr.close()
     stopped = runs.manifest(tmp_path / "cut")
-    assert stopped["status"] == "stopped" and 100 <= stopped["step"] < 1000
-    assert call(tmp_path / "cut", steps=1000).returncode == 0
+    assert stopped["status"] == "stopped" and 100 <= stopped["step"] < 500
+    assert call(tmp_path / "cut", steps=500).returncode == 0
     assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
     assert [s["from_step"] for s in runs.manifest(tmp_path / "cut")["slices"]] == [0, stopped["step"]]
 

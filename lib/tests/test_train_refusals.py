@@ -179,11 +179,11 @@ def test_a_full_disk_is_told_and_the_last_checkpoint_survives(tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     out = tmp_path / "run"
-    p = subprocess.run(command(out, steps=3000), capture_output=True, text=True, preexec_fn=small_disk)
+    p = subprocess.run(command(out, steps=1000), capture_output=True, text=True, preexec_fn=small_disk)
     assert p.returncode == 2 and "could not be written" in p.stderr and p.stderr.count("\n") == 1
-    assert 0 < torch.load(out / "checkpoint.pt", weights_only=True)["step"] < 3000
+    assert 0 < torch.load(out / "checkpoint.pt", weights_only=True)["step"] < 1000
     assert not list(out.glob("*.tmp"))
-    p = call(out, steps=3000)
+    p = call(out, steps=1000)
     assert p.returncode == 0, p.stderr
 
 
