@@ -1,7 +1,8 @@
 """Seeds that were trained apart, each as a job of its own, put together as one run.
 
-`python -m softpolicy.join OUT FOLDER FOLDER ...` writes the rows, times and manifest of a run with all their seeds. No
-seed depends on another, so these are rows as one run of all seeds could have given.
+`python -m softpolicy.join OUT FOLDER FOLDER ...` writes the rows, times and manifest of a run with all their seeds, and
+the tables of `maze_study` where folders have them. No seed depends on another, so these are rows as one run of all
+seeds could have given.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ def join(out, *folders) -> pd.DataFrame:
 
     Seconds are summed. There is no checkpoint: to go on, go on with each run and join them anew. `runs.RunError` for
     less than two folders, if `out` holds a run, if settings, steps, protocol or simulator differ, if a seed comes twice
-    or a run is not finished, and if there are no rows or times to join.
+    or a run is not finished, if there are no rows or times to join, and if only some have a table of `maze_study`.
     """
     out, found = Path(out), [runs.manifest(folder) for folder in folders]
     if len(found) < 2:
@@ -42,9 +43,15 @@ def join(out, *folders) -> pd.DataFrame:
     clocks = [t.astype(float).set_index("step")["seconds"] for t in timing]
     clocks = pd.concat(clocks, axis=1).sort_index().ffill()  # of a seed that diverged the time stands still
     seconds = clocks.sum(axis=1).round(2).rename("seconds").rename_axis("step").reset_index().astype({"step": int})
+    tables = {"rows.csv": rows, "timing.csv": seconds}
+    for name in ("coverage.csv", "routes.csv"):
+        if any((Path(folder) / name).exists() for folder in folders):
+            tables[name] = pd.concat(read(folders, name)).sort_values(
+                "seed", key=lambda s: s.astype(int), kind="stable"
+            )
     slices = [{"seeds": m["identity"]["seeds"]} | s for m in found for s in m["slices"]]
     with contextlib.closing(runs.Run(out, found[0]["identity"] | {"seeds": seeds})) as run:
-        for name, table in (("rows.csv", rows), ("timing.csv", seconds)):
+        for name, table in tables.items():
             runs.write_atomically(out / name, table.to_csv(index=False).encode())
         run.write_manifest(
             status="complete" if any(m["status"] == "complete" for m in found) else "diverged",

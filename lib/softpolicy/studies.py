@@ -310,14 +310,18 @@ def main() -> None:
     parser.add_argument("study", choices=STUDIES)
     parser.add_argument("--out", type=Path, required=True, help="folder for the runs, one below it for each variant")
     parser.add_argument("--variants", nargs="+", help="only these")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, help="only these, to be joined with the others (softpolicy.join)"
+    )
     args = parser.parse_args()
     torch.set_num_threads(1)
     study = STUDIES[args.study]
     check_variants(parser, study, args.variants)
+    changes = {"seeds": args.seeds} if args.seeds else {}
     for variant in args.variants or study.variants:
         try:
-            rows = run(study, variant, args.out)
-        except runs.RunError as e:
+            rows = run(study, variant, args.out, **changes)
+        except (ValueError, runs.RunError) as e:
             sys.exit(f"error: {e}")
         except Stopped as e:
             print(e)

@@ -61,6 +61,28 @@ def test_a_seed_that_diverged_stays_so_and_its_time_stands_still(tmp_path):
     assert rows.groupby("step")["seconds"].first().is_monotonic_increasing
 
 
+def test_tables_about_mazes_are_joined_seed_by_seed_and_asked_for_where_one_is_missing(tmp_path):
+    parts = [make(tmp_path / str(seed), [seed]) for seed in (12, 3)]
+    tables = {
+        f"{seed}/{name}": f"{head}\n" + "".join(f"{row.format(seed)}\n" for row in rows)
+        for seed in (12, 3)
+        for name, head, rows in (
+            ("coverage.csv", "step,seed,coverage", ["5,{},0.25", "10,{},0.50"]),
+            ("routes.csv", "source,seed,route,first", ["warmup,{},NE,", "policy,{},none,7"]),
+        )
+    }
+    for name, text in tables.items():
+        (tmp_path / name).write_text(text)
+    join(tmp_path / "both", *parts)
+    for name in ("coverage.csv", "routes.csv"):
+        (head, *first), (_, *second) = (tables[f"{seed}/{name}"].splitlines() for seed in (3, 12))
+        assert (tmp_path / "both" / name).read_text().splitlines() == [head, *first, *second]
+    (parts[1] / "routes.csv").unlink()
+    with pytest.raises(runs.RunError, match="3 holds no routes.csv; bring it back"):
+        join(tmp_path / "again", *parts)
+    assert not (tmp_path / "again").exists()
+
+
 @pytest.mark.parametrize(
     "more, words",
     [

@@ -3,10 +3,12 @@
 import dataclasses
 import sys
 
+import numpy as np
 import pandas as pd
 import pytest
 
 from softpolicy import runs, studies
+from softpolicy.join import join
 from softpolicy.settings import size_of
 
 RECORDED = {
@@ -74,7 +76,7 @@ def test_an_unknown_variant_is_told_before_anything_is_trained(tmp_path, monkeyp
 
 
 def test_a_variant_without_a_row_does_not_end_the_others(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(studies, "run", lambda *_: pd.DataFrame())
+    monkeypatch.setattr(studies, "run", lambda *_, **__: pd.DataFrame())
     monkeypatch.setattr(sys, "argv", ["studies", "maze", "--out", str(tmp_path), "--variants", "sac", "greedy"])
     studies.main()
     assert capsys.readouterr().out.count("every seed diverged before the first evaluation") == 2
@@ -89,3 +91,21 @@ def test_a_study_that_is_stopped_begins_no_further_variant(tmp_path, monkeypatch
         studies.main()
     assert end.value.code == 75 and [p.name for p in tmp_path.iterdir()] == ["sac"]
     assert "was stopped at step 1 of 60; the same command goes on" in capsys.readouterr().out
+
+
+def test_a_study_can_be_made_seed_by_seed(tmp_path, monkeypatch, capsys):
+    short = dict(env_id="Line-v0", seeds=[0, 1], steps=60, warmup=20, eval_every=30, eval_episodes=1)
+    study = studies.Study(short, dict(width=8, batch=4), {"sac": ("SAC", "sac", {})})
+    monkeypatch.setitem(studies.STUDIES, "maze", study)
+    for seed in ("1", "0"):
+        monkeypatch.setattr(sys, "argv", ["studies", "maze", "--out", str(tmp_path / seed), "--seeds", seed])
+        studies.main()
+    joined = join(tmp_path / "both", tmp_path / "1/sac", tmp_path / "0/sac")
+    whole = studies.run(study, "sac", tmp_path / "whole")
+    pd.testing.assert_frame_equal(joined[["step", "seed", "length"]], whole[["step", "seed", "length"]])
+    np.testing.assert_allclose(joined["return"], whole["return"], rtol=1e-3)
+    assert runs.manifest(tmp_path / "both")["identity"] == runs.manifest(tmp_path / "whole/sac")["identity"]
+
+    monkeypatch.setattr(sys, "argv", ["studies", "maze", "--out", str(tmp_path / "c"), "--seeds", "1", "1"])
+    with pytest.raises(SystemExit, match="error: .*seeds"):
+        studies.main()
