@@ -139,7 +139,7 @@ STEIN_CONTROLS = Study(
 # LSAC's parts and its authors' code, one departure at a time (chapter *Langevin soft actor-critic*). For the 5,000
 # updates of this protocol the policy starts nearly greedy, policy and targets move faster and fits come more often. So
 # small a diffusion model holds every agent back, so what concerns the critics alone is compared on real data. A
-# synthetic row is drawn 320 times between two fits, so it is moved by steps of 1e-4 (0.03 at a gradient of 1). Runs
+# synthetic row is drawn 320 times before the next fit, so it is moved by steps of 1e-4 (0.03 at a gradient of 1). Runs
 # made before that was counted have steps of 1e-3: LONG, without effect where nothing is refined by ascent.
 MODEL = dict(diffusion_width=64, diffusion_blocks=3, diffusion_steps=500)
 SYNTHETIC = MODEL | dict(refit_every=1_000, n_synth=1_000, refine_lr=1e-4)
@@ -193,7 +193,7 @@ LSAC = Study(
 
 # Exploration of the point maze: a reward of 1 at four goals, so temperatures start low; environments are stepped
 # five at a time. `python -m softpolicy.maze_study` then says what each run explored. A synthetic row is drawn 320 times
-# between two fits here too, hence steps of 1e-4; a run made before that was counted has steps of 1e-3.
+# before the next fit here too, hence steps of 1e-4; a run made before that was counted has steps of 1e-3.
 ROUTES = MODEL | dict(refit_every=2_000, n_synth=2_000, init_log_alpha=-7.0, refine_lr=1e-4)
 MAZE = Study(
     protocol=dict(env_id="softpolicy/PointMaze-v0", seeds=[0, 1, 2, 3, 4], steps=100_000, n_envs=5, warmup=5_000,
@@ -212,7 +212,7 @@ MAZE = Study(
 )  # fmt: skip
 
 # The maze at the size and under the protocol of the main runs, one update a step. With batches twice as large a
-# synthetic row is drawn 640 times between two fits, hence half the step.
+# synthetic row is drawn 640 times before the next fit, hence half the step.
 MAZE_SMALL = Study(
     protocol=dict(env_id="softpolicy/PointMaze-v0", seeds=[0, 1, 2], steps=100_000, warmup=10_000, eval_every=5_000,
                   eval_episodes=10, checkpoint_every=20_000),

@@ -184,6 +184,17 @@ def test_all_goals_are_reached_by_most_seeds_at_nearly_the_optimal_return(tmp_pa
     assert stein.all_goals(tmp_path, None).verdict == "not run"
 
 
+@pytest.mark.parametrize(
+    ("sac", "sql", "verdict"),
+    [(-9, -9, "reproduced"), (-9, 0, "mixed"), (-9, 9, "mixed"), (0, 0, "undecided"), (0, 9, "not reproduced"),
+     (9, 9, "not reproduced")],
+)  # fmt: skip
+def test_a_claim_beside_two_agents_is_mixed_only_if_it_holds_beside_one(sac, sql, verdict):
+    score = {k: pd.DataFrame({"soft": [v - 1.0, v, v + 1.0]}) for k, v in (("S2AC", 0), ("SAC", sac), ("SQL", sql))}
+    claim = stein.beyond(score, "S2AC", ("SAC", "SQL"), "soft", 1, "")
+    assert claim.verdict == verdict and ("beside SAC" in claim.evidence) == (sac != sql)
+
+
 def test_a_learned_start_is_compared_with_itself_without_steps(monkeypatch, tmp_path):
     """Three steps from it are far ahead of a fixed start and no better than none: only the first is reproduced."""
     soft = {"S2AC, learned start, 3 steps": -130.0, "S2AC, learned start, no step": -130.0, "S2AC, 3 steps": -300.0}

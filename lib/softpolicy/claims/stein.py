@@ -98,13 +98,20 @@ def all_goals(place: Path, rows: pd.DataFrame | None) -> Claim:
 
 
 def beyond(score: dict[str, pd.DataFrame], ours: str, others: tuple, column: str, sign: int, text: str) -> Claim:
-    """A claim that a variant is ahead of others in a column of `multigoal_study.summary` (sign -1: lower is better)."""
+    """A claim that a variant is ahead of others in a column of `multigoal_study.summary` (sign -1: lower is better).
+
+    Where the others' verdicts differ it is "mixed" if one of them is "reproduced", and otherwise "not reproduced".
+    """
     if not score.keys() >= {ours, *others}:
         return Claim(STEIN, text, "not run", "no run recorded")
-    words = {difference(sign * score[ours][column], sign * score[other][column])[0] for other in others}
+    told = {o: difference(sign * score[ours][column], sign * score[o][column])[0] for o in others}
     means = ", ".join(f"{name} {score[name][column].mean():.3g}" for name in (ours, *others))
-    n = len(score[ours])
-    return Claim(STEIN, text, words.pop() if len(words) == 1 else "mixed", f"{means} (n = {n} each)")
+    evidence = f"{means} (n = {len(score[ours])} each)"
+    word, *differing = set(told.values())
+    if differing:
+        word = "mixed" if "reproduced" in told.values() else "not reproduced"
+        evidence += "".join(f"; beside {other}: {w}" for other, w in told.items())
+    return Claim(STEIN, text, word, evidence)
 
 
 def mujoco_claims(root: Path | None = None) -> list[Claim]:
