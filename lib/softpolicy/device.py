@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-import warnings
 from collections import Counter
 from collections.abc import Callable
 
@@ -32,14 +31,14 @@ WIDE = torch.backends.cpu.get_cpu_capability().startswith("AVX512")  # where one
 class Product(torch.autograd.Function):
     """`x @ w + b` for x `[N, n, in]`, w `[N, in, out]` and b `[N, 1, out]` or None, differentiable any number of times.
 
-    On a CPU in float32 by oneDNN, which uses all of a CPU where torch's own product (MKL's) may not: on AMD's with
-    AVX-512 it is up to twice as fast, from about a hundred rows on. Without AVX-512 it is the slower one.
+    On a CPU with AVX-512 in float32 by oneDNN, which uses all of it where torch's own product (MKL's) may not: on AMD's
+    it is up to twice as fast, from about a hundred rows on. Without AVX-512 it is the slower one.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, w: Tensor, b: Tensor | None = None) -> Tensor:
         ctx.save_for_backward(x, w)
-        if ONEDNN is None or x.is_cuda or x.dtype != torch.float32 or x.shape[1] < 128:
+        if not WIDE or ONEDNN is None or x.is_cuda or x.dtype != torch.float32 or x.shape[1] < 128:
             return x @ w if b is None else torch.baddbmm(b, x, w)
         biases = [None] * len(w) if b is None else b.squeeze(1)
         rows = zip(x, w.transpose(1, 2), biases, strict=True)
@@ -99,10 +98,9 @@ def captured(update: Callable[[], dict], loop) -> Callable[[], dict]:
 
 
 def _on_stream(side, update):
-    """Warm-up calls run on a stream other than torch's, as graph capture wants, and without its advice not to."""
+    """Warm-up calls run on a stream other than torch's, as graph capture wants."""
     side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "This instance was constructed with capturable=True")
+    with torch.cuda.stream(side):
         metrics = update()
     torch.cuda.current_stream().wait_stream(side)
     return metrics

@@ -119,9 +119,9 @@ def _gymnasium(env_id: str) -> gym.Env:
     try:
         return gym.make(env_id, disable_env_checker=True)
     except gym.error.DependencyNotInstalled as e:
-        raise ValueError(f"{env_id} needs a package that is missing ({e}); install mujoco and imageio") from None
+        raise ValueError(f"{env_id} needs a package that is missing: {e}") from None
     except (gym.error.Error, ImportError) as e:
-        close = difflib.get_close_matches(env_id, gym.registry, n=3)
+        close = difflib.get_close_matches(env_id, [known for known in gym.registry if known != env_id], n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "give a gymnasium id such as HalfCheetah-v5"
         raise ValueError(f"unknown environment '{env_id}' ({e}); {hint}") from None
 

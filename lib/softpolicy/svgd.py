@@ -244,6 +244,8 @@ def _refuse(x, step, n_steps, bandwidth, floor, log_q, norm, self_kernel, probes
         )
     if norm not in ("m", "m-1") or volume not in ("trace", "log_det"):
         raise ValueError(f"norm must be m or m-1 and volume trace or log_det, got '{norm}' and '{volume}'")
+    if n_steps:
+        refuse_few(x.shape[-2], bandwidth, floor)
     if log_q is None:
         return
     if log_q.shape != x.shape[:-1]:
@@ -262,6 +264,16 @@ def refuse_single(particles: int, norm: str, self_kernel: bool, from_distances: 
         raise ValueError(
             "a leave-one-out density needs at least two particles, got one; give more, or norm m, self_kernel and a"
             " bandwidth that is not made from distances"
+        )
+
+
+def refuse_few(particles: int, rule: float | str, floor: float) -> None:
+    """ValueError where the quantile that a rule takes of all distances is that of a particle to itself, zero."""
+    least = {"median": 3, "quartile": 5}.get(rule, 1)
+    if 1 < particles < least and not floor:
+        raise ValueError(
+            f"the bandwidth rule {rule} is zero for fewer than {least} particles, got {particles}; give more, another"
+            " rule, or a floor"
         )
 
 

@@ -57,7 +57,7 @@ def test_plain_lsac_and_the_library_agree_on_the_same_draws():
             "next": rng.normal(agent.noise, N * B, A)[0].view(N, B, A),
             "z": rng.normal(agent.noise, N, 2, B)[0].clamp(-3, 3).double(),
         }
-        if agent.phase[0] == 0:
+        if agent.phase[0]:
             draws |= {"replica": int(rng.uniform(agent.noise, N)[0].argmax()),
                       "action": rng.normal(agent.noise, B, A)[0]}  # fmt: skip
         plain.update(tuple(x[0].unflatten(0, (N, B)) for x in batch), synthetic, draws=draws)

@@ -191,7 +191,9 @@ def test_an_update_waits_for_nothing(name):
 
 @pytest.mark.parametrize("shape", [(3, 130, 7, 5), (2, 128, 1, 1), (2, 5, 7, 130)])
 @pytest.mark.parametrize("bias", [True, False])
-def test_the_product_and_its_first_and_second_derivatives(shape, bias):
+@pytest.mark.parametrize("wide_cpu", [True, False])
+def test_the_product_and_its_first_and_second_derivatives(monkeypatch, shape, bias, wide_cpu):
+    monkeypatch.setattr("softpolicy.device.WIDE", wide_cpu)
     n, rows, n_in, n_out = shape
     g = torch.Generator().manual_seed(0)
     sizes = (n, rows, n_in), (n, n_in, n_out), (n, 1, n_out), (n, rows, n_in)

@@ -262,6 +262,10 @@ def test_bad_settings_are_refused(changes, words):
         lsac.Config(**changes)
 
 
+def test_whole_numbers_do_for_settings():
+    assert dsact.Config(init_log_alpha=0).build(2, 1, [0]).log_alpha.dtype == torch.float32
+
+
 @pytest.mark.parametrize("name", ["init_log_alpha", "target_entropy", "xi"])
 def test_numbers_of_dsact_are_finite(name):
     with pytest.raises(ValueError, match=f"{name} must lie in"):

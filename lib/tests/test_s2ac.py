@@ -269,6 +269,8 @@ def test_diagnosis_reports_the_distance_to_the_exact_log_determinant():
     ("kw", "says"),
     [
         (dict(particles=1), "at least two particles"),
+        (dict(particles=2, bandwidth="median"), "rule median is zero for fewer than 3 particles, got 2"),
+        (dict(particles=4, bandwidth="quartile"), "rule quartile is zero for fewer than 5 particles, got 4"),
         (dict(particles=1, self_kernel=True), "bandwidth that is not made from distances"),
         (dict(particles=2.5), "particles must be a whole number, got 2.5"),
         (dict(particles=0), r"particles must lie in \[1, inf\], got 0"),
@@ -297,5 +299,7 @@ def test_an_unknown_choice_of_particle_is_refused(select):
 def test_settings_that_look_odd_but_are_right():
     s2ac.Config(particles=1, svgd_steps=0)
     s2ac.Config(particles=1, self_kernel=True, sigma=0.3)
+    s2ac.Config(particles=2, bandwidth="median", sigma=0.3)
+    s2ac.Config(particles=2, bandwidth="median", sigma_floor=0.3)
     s2ac.Config(amortised=True, evaluate="amortised")
     s2ac.Config(**s2ac.RELEASE)

@@ -183,6 +183,18 @@ def test_bandwidth_rules_are_their_formulas(seed, m, d):
     assert stein.squared_bandwidth(distance, 0.5).item() == 0.25
 
 
+@pytest.mark.parametrize("rule", stein.RULES)
+@pytest.mark.parametrize("m", range(2, 8))
+def test_rules_that_take_a_particles_distance_to_itself_are_refused(m, rule):
+    x = normal(0, m, 2)
+    if stein.squared_bandwidth(torch.cdist(x, x) ** 2, rule) > 1e-12:
+        svgd(gaussian_score, x, 0.1, 1, bandwidth=rule)
+        return
+    with pytest.raises(ValueError, match=f"the bandwidth rule {rule} is zero for fewer than . particles, got {m}"):
+        svgd(gaussian_score, x, 0.1, 1, bandwidth=rule)
+    svgd(gaussian_score, x, 0.1, 1, bandwidth=rule, floor=0.1, check=False)
+
+
 @pytest.mark.parametrize(("m", "sets", "expected", "error"), [(10, 200, 0.185, 0.01), (200, 20, 0.093, 0.002)])
 def test_the_half_mean_of_a_standard_normal(m, sets, expected, error):
     near = stein.pairs(*[normal(3, sets, m, 6)] * 2, "half-mean")

@@ -215,7 +215,7 @@ class LSAC(nn.Module):
         self.critic = GaussianCritic(n_obs, n_act, hidden, init, config.replicas)
         self.target_actor = copy.deepcopy(self.actor).requires_grad_(False)
         self.target = copy.deepcopy(self.critic).requires_grad_(False)
-        self.log_alpha = nn.Parameter(torch.full((len(seeds),), config.init_log_alpha))
+        self.log_alpha = nn.Parameter(torch.full((len(seeds),), float(config.init_log_alpha)))
         self.register_buffer("boundary", torch.full((len(seeds), config.replicas, 2), -1.0))  # b; negative: not set
         self.to(device)
         self.noise = rng.generators(seeds, "update", device=device)
@@ -246,9 +246,10 @@ class LSAC(nn.Module):
         return self.actor.act(obs, streams)
 
     def notice(self, metrics: dict) -> None:
-        """Warn, once a seed, of replicas that have diverged: `metrics` of the last update as lists."""
+        """Warn, once a seed, of replicas that have diverged while others have not: `metrics` of the last update as
+        lists."""
         for place, alive in enumerate(metrics["replicas"]):
-            if alive < self.config.replicas and place not in self.warned:
+            if 0 < alive < self.config.replicas and place not in self.warned:
                 self.warned.add(place)
                 warnings.warn(
                     f"seed number {place + 1} of the run has {alive:.0f} of {self.config.replicas} critic replicas left"
@@ -270,7 +271,7 @@ class LSAC(nn.Module):
     @property
     def phase(self) -> tuple:
         """Updates of equal phase do the same operations: what a CUDA graph is captured for."""
-        return (self.updates - 1) % self.config.delay, self.synthetic.data.added > 0
+        return (self.updates - 1) % self.config.delay == 0, self.synthetic.data.added > 0
 
     def improve(self, obs: Tensor, action: Tensor, coin: Tensor) -> Tensor:
         """New synthetic actions `[S, N, A]` moved by one replica a seed, drawn with `coin` `[S]` uniform."""
@@ -315,7 +316,7 @@ class LSAC(nn.Module):
         real = Batch(*(x.unflatten(1, (cfg.replicas, cfg.batch)) for x in batch))  # [S, n, B, ...]
         rows, synthetic = self.critic_batch(real)
         info, values, alive = self.critic_step(rows, synthetic)
-        if self.phase[0] == 0 or not self.policy_info:
+        if self.phase[0] or not self.policy_info:
             self._remember(self.policy_step(real.obs, values, alive))
             polyak(*self.averages, cfg.tau)
         return info | self.policy_info

@@ -22,7 +22,7 @@ from softpolicy.nets import Critic, NoiseActor, StartLaw, cut_normal, log_det_ta
 from softpolicy.optim import adam, descend, polyak
 from softpolicy.replay import Batch
 from softpolicy.settings import one_of, require, setting
-from softpolicy.svgd import RULES, refuse_single, svgd, warn_unless_invertible
+from softpolicy.svgd import RULES, refuse_few, refuse_single, svgd, warn_unless_invertible
 
 SELECT = ("random", "best", "softmax", "amortised")
 ACTIVATIONS = {"elu": F.elu, "relu": F.relu}
@@ -80,6 +80,7 @@ class Config:
         one_of(self, amortised_by=("own", "particles"))
         one_of(self, explore=SELECT[:3], evaluate=SELECT if self.amortised else SELECT[:3])
         if self.svgd_steps:
+            refuse_few(self.particles, self.sigma or self.bandwidth, self.sigma_floor)
             refuse_single(self.particles, self.norm, self.self_kernel, not (self.sigma or self.sigma_floor))
 
     def build(self, n_obs: int, n_act: int, seeds, device="cpu") -> S2AC:

@@ -189,7 +189,9 @@ class Loop:
                 f"{self.folder.out} is already at step {state['step']}, past the {self.steps} asked for"
             )
         self.step, self.seconds, self.diverged = state["step"], state["seconds"], state["diverged"]
-        self.reserve |= state["reserve"]
+        known = state["reserve"]  # not if a single step would end the slice: one stall would then end every later slice
+        if sum(known.values()) + known["checkpoint"] < self.deadline - time.monotonic():
+            self.reserve |= known
         agents.restore(self.agent, state["agent"])
         self.replay.restore(state["replay"])
         for name, s in {**self.streams, "warmup": self.warm}.items():
