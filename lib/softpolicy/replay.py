@@ -64,7 +64,7 @@ class Replay:
 
     def put_actions(self, slot: Tensor, action: Tensor) -> None:
         """Replace the actions at `slot` `[S, B]` by `action` `[S, B, A]`; of a slot that occurs twice the later one
-        stays, on CUDA not always."""
+        stays, on CUDA in each coordinate any of them."""
         rows, (n_obs, n_act, *_) = self.rows.flatten(0, 1), self.widths
         at = (self.first + slot).flatten()[:, None].expand(-1, n_act)
         rows[:, n_obs : n_obs + n_act].scatter_(0, at, action.flatten(0, 1))  # unlike indexing, alike with many threads
