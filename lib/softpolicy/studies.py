@@ -141,6 +141,7 @@ STEIN_CONTROLS = Study(
 # small a diffusion model holds every agent back, so what concerns the critics alone is compared on real data. A
 # synthetic row is drawn 320 times before the next fit, so it is moved by steps of 1e-4 (0.03 at a gradient of 1). Runs
 # made before that was counted have steps of 1e-3: LONG, without effect where nothing is refined by ascent.
+FASTER = "DSAC-T, step size of LSAC"
 MODEL = dict(diffusion_width=64, diffusion_blocks=3, diffusion_steps=500)
 SYNTHETIC = MODEL | dict(refit_every=1_000, n_synth=1_000, refine_lr=1e-4)
 LONG = SYNTHETIC | dict(refine_lr=1e-3)
@@ -154,7 +155,7 @@ LSAC = Study(
         "lsac": ("LSAC", "lsac", SYNTHETIC),
         "sac": ("SAC", "sac", dict(init_alpha=0.05, lr=1e-3)),
         "dsact": ("DSAC-T", "dsact", {}),
-        "dsact-lr-1e-3": ("DSAC-T, step size of LSAC", "dsact", dict(lr=1e-3)),
+        "dsact-lr-1e-3": (FASTER, "dsact", dict(lr=1e-3)),
         "adam": ("Adam", "lsac", SYNTHETIC | dict(optimizer="adam")),
         "replicas-1": ("1 replica", "lsac", SYNTHETIC | dict(replicas=1)),
         "large-diffusion": ("larger diffusion model", "lsac", SYNTHETIC | LARGE),
@@ -221,6 +222,18 @@ MAZE_SMALL = Study(
     | {"lsac": ("LSAC", "lsac", ROUTES | dict(refine_lr=5e-5))},
 )  # fmt: skip
 
+# DSAC-T with LSAC's step size, under the protocol of the main runs: how much of LSAC's lead over DSAC-T is the rate?
+LSAC_CONTROLS = Study(
+    protocol=dict(env_id="HalfCheetah-v5", seeds=[0, 1, 2], steps=100_000, warmup=10_000, eval_every=5_000,
+                  eval_episodes=10, checkpoint_every=20_000),
+    common=SIZES["small"],
+    variants={
+        "dsact-lr-1e-3": (FASTER, "dsact", dict(lr=1e-3)),
+        "dsact-lr-1e-3-dmc": (f"{FASTER}, cheetah-run", "dsact", dict(lr=1e-3)),
+    },
+    tasks={"dsact-lr-1e-3-dmc": "dm_control/cheetah-run"},
+)  # fmt: skip
+
 # The protocol of LSAC's authors, twenty steps of as many environments for an update, at the steps of the main runs. Of
 # the 5,000 updates none would see a fit, so fits come as often as in the main runs *by steps*; a fit makes as many rows
 # as there are updates to the next, as there.
@@ -254,6 +267,7 @@ STUDIES = {
     "langevin-cheetah": LANGEVIN_CHEETAH,
     "stein-controls": STEIN_CONTROLS,
     "lsac": LSAC,
+    "lsac-controls": LSAC_CONTROLS,
     "lsac-twenty": LSAC_TWENTY,
     "time-limit": TIME_LIMIT,
     "maze": MAZE,

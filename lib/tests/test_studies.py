@@ -16,6 +16,7 @@ RECORDED = {
     "langevin-every-step": studies.LANGEVIN_EVERY_STEP,
     "langevin-cheetah": studies.LANGEVIN_CHEETAH,
     "lsac-ablations": studies.LSAC,
+    "lsac-controls": studies.LSAC_CONTROLS,
     "lsac-twenty": studies.LSAC_TWENTY,
     "maze": studies.MAZE,
     "maze-small": studies.MAZE_SMALL,
