@@ -27,6 +27,7 @@ def lsac_claims(root: Path | None = None) -> list[Claim]:
         *(remark(beats("lsac", other, task, LSAC, "returns at least as much as", root),
                  f"step sizes of the critics {lsac.Config.lr:g} and {module.Config.lr:g}")
           for task in LSAC_TASKS for other, module in (("sac", sac), ("dsact", dsact))),
+        *control_claims(recorded / "lsac-controls", root),
         *twenty_claims(recorded / "lsac-twenty"),
         lsac_cost_claim(runs.data_root() / "bench" / "cpu.json"),
     ]  # fmt: skip
@@ -62,6 +63,19 @@ def lsac_study_claims(place: Path) -> list[Claim]:
         ]
         measure = "last three evaluations" if score is at_end else "mean over training"
         found.append(Claim(LSAC, f"{text} ({scale}, {measure})", *difference(*pair)))
+    return found
+
+
+def control_claims(place: Path, root: Path | None = None) -> list[Claim]:
+    """LSAC's main runs beside DSAC-T with LSAC's step size, from the recorded study of that control."""
+    study, found = studies.LSAC_CONTROLS, []
+    for variant in study.variants:
+        task, steps = (studies.protocol(study, variant)[k] for k in ("env_id", "steps"))
+        main = [out for out in report.main_runs("lsac", "small", root) if report.on_task(out, task)]
+        both = runs.load(*main), runs.load(place / variant)
+        scores = (report.score_at(rows, steps) if len(rows) else pd.Series(dtype=float) for rows in both)
+        text = f"LSAC returns at least as much as DSAC-T with LSAC's step size on {task}"
+        found.append(Claim(LSAC, f"{text} ({steps // 1000}k steps, size small)", *difference(*scores, at_least=True)))
     return found
 
 
