@@ -126,6 +126,18 @@ def test_claims_fold_by_chapter_under_the_count_of_their_verdicts(monkeypatch):
     assert (a.count("| text "), b.count("| text ")) == (3, 1)
 
 
+def test_claims_of_one_setting_share_a_table():
+    texts = "A beats B (on X, 3 steps)", "speed", "A (a) beats C (on Y)", "A beats D (on X, 3 steps)"
+    found = [verdicts.Claim("[c](x.ipynb)", text, "mixed", f"row {k}") for k, text in enumerate(texts)]
+    on_x, on_y, others = claims.by_setting(found).split("\n\n**")
+    assert on_x.startswith("**on X, 3 steps**") and on_y.startswith("on Y**") and others.startswith("Others**")
+    rows = [[[cell.strip() for cell in line.split("|")[1:-1]] for line in part.splitlines()[4:]]
+            for part in (on_x, on_y, others)]  # fmt: skip
+    assert rows == [[["A beats B", "mixed", "row 0"], ["A beats D", "mixed", "row 3"]],
+                    [["A (a) beats C", "mixed", "row 2"]], [["speed", "mixed", "row 1"]]]  # fmt: skip
+    assert "**" not in claims.by_setting(found[1:2])
+
+
 @pytest.mark.parametrize(
     ("commits", "says"),
     [(["abcdef012345"], "abcdef0"), (["abcdef012345+changes"], "abcdef0+"), ([""], "unknown"),

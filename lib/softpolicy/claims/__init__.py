@@ -15,7 +15,7 @@ from softpolicy.claims.lsac import LSAC_TASKS, lsac_claims, lsac_costs, maze_tab
 from softpolicy.claims.stein import stein_claims
 from softpolicy.claims.verdicts import Claim
 
-__all__ = ["LSAC_TASKS", "langevin_claims", "lsac_claims", "lsac_costs", "maze_table", "stein_claims"]
+__all__ = ["LSAC_TASKS", "by_setting", "langevin_claims", "lsac_claims", "lsac_costs", "maze_table", "stein_claims"]
 
 
 def all_claims(root: Path | None = None) -> list[Claim]:
@@ -39,11 +39,24 @@ def sac_claims(root: Path | None = None) -> list[Claim]:
 
 
 def claims_table(root: Path | None = None) -> str:
-    """The claims in Markdown: one folded table for each chapter, under the count of its verdicts."""
+    """The claims in Markdown: for each chapter its tables, folded under the count of its verdicts."""
     parts = []
     for chapter, found in pd.DataFrame(all_claims(root)).groupby("chapter", sort=False):
         name = chapter[1 : chapter.index("]")]  # without its link
         counts = ", ".join(f"{n} {word}" for word, n in found["verdict"].value_counts().items())
-        table = found.drop(columns="chapter").to_markdown(index=False, disable_numparse=True)
-        parts.append(f"<details><summary>{name}: {counts}</summary>\n\nChapter {chapter}.\n\n{table}\n\n</details>")
+        found = by_setting([Claim(*row) for row in found.itertuples(index=False)])
+        parts.append(f"<details><summary>{name}: {counts}</summary>\n\nChapter {chapter}.\n\n{found}\n\n</details>")
     return "\n\n".join(parts)
+
+
+def by_setting(found: list[Claim]) -> str:
+    """Claims in Markdown: a table for each setting, named in the brackets at the end of their texts, under its name;
+    those without brackets come last."""
+    table = pd.DataFrame(found)[["claim", "verdict", "evidence"]]
+    parts = table["claim"].str.extract(r"^(?P<claim>.*?)(?: \((?P<setting>[^()]*)\))?$")
+    table["claim"], setting = parts["claim"], parts["setting"]
+    groups = list(table.groupby(setting, sort=False))
+    if setting.isna().any():
+        groups.append(("Others" if groups else "", table[setting.isna()]))
+    text = [(name, own.to_markdown(index=False, disable_numparse=True)) for name, own in groups]
+    return "\n\n".join(f"**{name}**\n\n{rows}" if name else rows for name, rows in text)
