@@ -98,9 +98,7 @@ def cheetah_claims(place: Path, root: Path | None = None) -> list[Claim]:
 
 def cost_claim(bench: Path) -> Claim:
     """Time of an update and number of parameters, from a recorded table of `ci/bench` and the networks themselves."""
-    text = (
-        "NC-LQL: 1.0 times the training time and 0.98 times the parameters of a reference (second-hand; which, unknown)"
-    )
+    text = "NC-LQL: 1.0 times the training time and 0.98 times the parameters of a reference that is not named"
     if not bench.exists():
         return Claim(LANGEVIN, text, "not run", "no benchmark recorded")
     table, names = json.loads(bench.read_text()), ("nclql", "sac", "lql")
