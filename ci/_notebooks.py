@@ -146,6 +146,17 @@ def problem(out):
     return None
 
 
+def joined(outputs):
+    """Outputs of a cell in their order, neighbouring pieces of one stream (they come as they were flushed) as one."""
+    whole = []
+    for output in outputs:
+        piece = {**output, "text": "".join(output["text"])} if output["output_type"] == "stream" else output
+        if piece is not output and whole and whole[-1].get("name") == piece["name"]:
+            piece = {**piece, "text": whole.pop()["text"] + piece["text"]}
+        whole.append(piece)
+    return whole
+
+
 def outcome(process, out, log):
     """`problem` of an execution that ended; prints the traceback of the cell, or else the end of the log."""
     wrong = problem(out)

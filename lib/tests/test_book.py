@@ -156,6 +156,17 @@ def test_built_pages_need_no_network():
             assert described, f"{page.name}: set metadata.mystnb.image.alt on the cell that draws {image}"
 
 
+def test_a_page_keeps_the_order_of_what_a_cell_printed(monkeypatch):
+    monkeypatch.syspath_prepend(ROOT / "ci")
+    joined = importlib.import_module("_notebooks").joined
+    pieces = [("stdout", "a\n"), ("stdout", ["b", "c"]), None, ("stdout", "d"), ("stderr", "e"), ("stdout", "f")]
+    table = {"output_type": "display_data", "data": {}}
+    outputs = [{"output_type": "stream", "name": x[0], "text": x[1]} if x else table for x in pieces]
+    wanted = [("stdout", "a\nbc"), None, ("stdout", "d"), ("stderr", "e"), ("stdout", "f")]
+    assert [output is not table and (output["name"], output["text"]) or None for output in joined(outputs)] == wanted
+    assert outputs[0]["text"] == "a\n"
+
+
 # --- the repository's address
 
 
