@@ -76,6 +76,11 @@ def main_runs(agent: str, size: str = "paper", root: Path | None = None) -> list
     return list(found.values())
 
 
+def main_rows(agent: str, env_id: str, size: str, root: Path | None = None) -> pd.DataFrame:
+    """The rows of the recorded run of an agent on a task at a size, see `main_runs`; empty if there is none."""
+    return runs.load(*(out for out in main_runs(agent, size, root) if on_task(out, env_id)))
+
+
 def against_reported(agent: str = "sac", root: Path | None = None) -> pd.DataFrame:
     """Our returns beside the reported ones of `data/reported/AGENT.csv` at the same task and number of steps.
 

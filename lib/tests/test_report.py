@@ -118,7 +118,7 @@ def test_claims_and_status_come_from_the_runs(tmp_path):
 def test_claims_fold_by_chapter_under_the_count_of_their_verdicts(monkeypatch):
     words = [("A", "reproduced"), ("A", "not run"), ("A", "reproduced"), ("B", "mixed")]
     found = [verdicts.Claim(f"[{c}](x.ipynb)", f"text {k}", word, "-") for k, (c, word) in enumerate(words)]
-    monkeypatch.setattr(claims, "all_claims", lambda root: found)
+    monkeypatch.setattr(claims, "all_claims", lambda: found)
     a, b, end = claims.claims_table().split("</details>")
     assert "<summary>A: 2 reproduced, 1 not run</summary>" in a and "Chapter [A](x.ipynb)." in a
     assert "<summary>B: 1 mixed</summary>" in b and end == ""

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -18,9 +20,9 @@ from softpolicy.claims.verdicts import Claim
 __all__ = ["LSAC_TASKS", "by_setting", "langevin_claims", "lsac_claims", "lsac_costs", "maze_table", "stein_claims"]
 
 
-def all_claims(root: Path | None = None) -> list[Claim]:
+def all_claims() -> list[Claim]:
     """Every claim the book tests, with the verdict that the recorded rows give."""
-    return [*sac_claims(root), *langevin_claims(root), *stein_claims(root), *lsac_claims(root)]
+    return [*sac_claims(), *langevin_claims(), *stein_claims(), *lsac_claims()]
 
 
 def sac_claims(root: Path | None = None) -> list[Claim]:
@@ -38,14 +40,14 @@ def sac_claims(root: Path | None = None) -> list[Claim]:
     return found
 
 
-def claims_table(root: Path | None = None) -> str:
+def claims_table() -> str:
     """The claims in Markdown: for each chapter its tables, folded under the count of its verdicts."""
     parts = []
-    for chapter, found in pd.DataFrame(all_claims(root)).groupby("chapter", sort=False):
-        name = chapter[1 : chapter.index("]")]  # without its link
-        counts = ", ".join(f"{n} {word}" for word, n in found["verdict"].value_counts().items())
-        found = by_setting([Claim(*row) for row in found.itertuples(index=False)])
-        parts.append(f"<details><summary>{name}: {counts}</summary>\n\nChapter {chapter}.\n\n{found}\n\n</details>")
+    for chapter, own in itertools.groupby(all_claims(), lambda claim: claim.chapter):
+        name, found = chapter[1 : chapter.index("]")], list(own)  # without its link
+        counts = ", ".join(f"{n} {word}" for word, n in Counter(claim.verdict for claim in found).most_common())
+        head = f"<details><summary>{name}: {counts}</summary>\n\nChapter {chapter}."
+        parts.append(f"{head}\n\n{by_setting(found)}\n\n</details>")
     return "\n\n".join(parts)
 
 

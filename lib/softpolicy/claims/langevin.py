@@ -14,16 +14,16 @@ from softpolicy.claims.verdicts import Claim, beats, difference, paired, remark
 LANGEVIN = "[Langevin Q-learning](langevin_q_learning.ipynb)"
 
 
-def langevin_claims(root: Path | None = None) -> list[Claim]:
+def langevin_claims() -> list[Claim]:
     """Chapter *Langevin Q-learning*: mixing and coverage on the bandit, returns and cost beside SAC."""
     tasks = ["HalfCheetah-v5", "Hopper-v5"]
     return [
         *bandit_claims(runs.data_root() / "bandit"),
-        *(beats("nclql", "sac", task, LANGEVIN, "returns at least as much as", root) for task in tasks),
-        *(remark(beats("nclql", "lql", task, LANGEVIN, "returns at least as much as", root),
+        *(beats("nclql", "sac", task, LANGEVIN, "returns at least as much as") for task in tasks),
+        *(remark(beats("nclql", "lql", task, LANGEVIN, "returns at least as much as"),
                  "LQL with its default step, which is too small") for task in tasks),
         *ablation_claims(runs.data_root() / "runs" / "langevin-ablations"),
-        *cheetah_claims(runs.data_root() / "runs" / "langevin-cheetah", root),
+        *cheetah_claims(runs.data_root() / "runs" / "langevin-cheetah"),
         cost_claim(runs.data_root() / "bench" / "cpu.json"),
     ]  # fmt: skip
 
@@ -81,12 +81,11 @@ def ablation_claims(place: Path) -> list[Claim]:
     return found
 
 
-def cheetah_claims(place: Path, root: Path | None = None) -> list[Claim]:
+def cheetah_claims(place: Path) -> list[Claim]:
     """From recorded runs on HalfCheetah: NC-LQL beside annealed steps without noise conditioning."""
     study, label = studies.LANGEVIN_CHEETAH, studies.LANGEVIN_CHEETAH.variants["lql-annealed"][0]
     rows, task, step = studies.load(study, place), study.protocol["env_id"], study.protocol["steps"]
-    ours = runs.load(*(out for out in report.main_runs("nclql", "small", root) if report.on_task(out, task)))
-    pair = [ours, rows[rows["variant"] == label] if len(rows) else rows]
+    pair = [report.main_rows("nclql", task, "small"), rows[rows["variant"] == label] if len(rows) else rows]
     text, found = f"NC-LQL returns more than {label.replace(',', ' with', 1)}, at as many gradients, on {task}", []
     for measure, score in (("last three evaluations", report.score_at), ("mean over training", report.mean_return)):
         scores = [score(r, step) if len(r) else pd.Series(dtype=float) for r in pair]

@@ -15,7 +15,7 @@ LSAC = "[Langevin soft actor-critic](lsac.ipynb)"
 LSAC_TASKS = ("HalfCheetah-v5", "dm_control/cheetah-run")
 
 
-def lsac_claims(root: Path | None = None) -> list[Claim]:
+def lsac_claims() -> list[Claim]:
     """Chapter *Langevin soft actor-critic*: optimiser, replicas, synthetic data, mazes, returns and cost beside SAC and
     DSAC-T."""
     recorded = runs.data_root() / "runs"
@@ -24,10 +24,10 @@ def lsac_claims(root: Path | None = None) -> list[Claim]:
         *maze_claims(maze_table(recorded / "maze")),
         *maze_claims(maze_table(recorded / "maze-small", studies.MAZE_SMALL), studies.MAZE_SMALL),
         Claim(LSAC, "LSAC takes several routes in AntMaze", "not run", "no study of it here"),
-        *(remark(beats("lsac", other, task, LSAC, "returns at least as much as", root),
+        *(remark(beats("lsac", other, task, LSAC, "returns at least as much as"),
                  f"step sizes of the critics {lsac.Config.lr:g} and {module.Config.lr:g}")
           for task in LSAC_TASKS for other, module in (("sac", sac), ("dsact", dsact))),
-        *control_claims(recorded / "lsac-controls", root),
+        *control_claims(recorded / "lsac-controls"),
         *twenty_claims(recorded / "lsac-twenty"),
         lsac_cost_claim(runs.data_root() / "bench" / "cpu.json"),
     ]  # fmt: skip
@@ -66,13 +66,12 @@ def lsac_study_claims(place: Path) -> list[Claim]:
     return found
 
 
-def control_claims(place: Path, root: Path | None = None) -> list[Claim]:
+def control_claims(place: Path) -> list[Claim]:
     """LSAC's main runs beside DSAC-T with LSAC's step size, from the recorded study of that control."""
     study, found = studies.LSAC_CONTROLS, []
     for variant in study.variants:
         task, steps = (studies.protocol(study, variant)[k] for k in ("env_id", "steps"))
-        main = [out for out in report.main_runs("lsac", "small", root) if report.on_task(out, task)]
-        both = runs.load(*main), runs.load(place / variant)
+        both = report.main_rows("lsac", task, "small"), runs.load(place / variant)
         scores = (report.score_at(rows, steps) if len(rows) else pd.Series(dtype=float) for rows in both)
         text = f"LSAC returns at least as much as DSAC-T with LSAC's step size on {task}"
         found.append(Claim(LSAC, f"{text} ({steps // 1000}k steps, size small)", *difference(*scores, at_least=True)))

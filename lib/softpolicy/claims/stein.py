@@ -15,14 +15,14 @@ ACTION = "action, paper"  # rows of the benchmark
 STEIN = "[Stein soft actor-critic](stein_soft_actor_critic.ipynb)"
 
 
-def stein_claims(root: Path | None = None) -> list[Claim]:
+def stein_claims() -> list[Claim]:
     """Chapters *The entropy of a sampler* and *Stein soft actor-critic*: the closed form, the multi-goal tasks, returns
     beside SAC and SQL, the amortised sampler."""
     place = runs.data_root() / "runs" / "multigoal"
     return [
         *entropy_claims(runs.data_root() / "entropy"),
         *multigoal_claims(place),
-        *mujoco_claims(root),
+        *mujoco_claims(),
         *amortised_claims(place, runs.data_root() / "bench" / "cpu.json"),
     ]
 
@@ -114,13 +114,13 @@ def beyond(score: dict[str, pd.DataFrame], ours: str, others: tuple, column: str
     return Claim(STEIN, text, word, evidence)
 
 
-def mujoco_claims(root: Path | None = None) -> list[Claim]:
+def mujoco_claims() -> list[Claim]:
     """From the main runs: returns beside SAC and SQL, and in how many states S2AC's closed form is out of its bound."""
     found = []
     for task in ("Hopper-v5", "Walker2d-v5"):
-        own = runs.load(*(out for out in report.main_runs("s2ac", "small", root) if report.on_task(out, task)))
+        own = report.main_rows("s2ac", task, "small")
         for other in ("sac", "sql"):
-            claim = beats("s2ac", other, task, STEIN, "returns more than", root)
+            claim = beats("s2ac", other, task, STEIN, "returns more than")
             if claim.verdict != "not run":
                 broken = own.loc[own["step"] == own["step"].max(), "invalid"].mean()
                 claim = remark(claim, f"bound of S2AC's closed form broken in {broken:.0%} of the states")

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from softpolicy import report, runs, stats
+from softpolicy import report, stats
 
 
 class Claim(NamedTuple):
@@ -58,7 +58,7 @@ def beats(
     text = f"{names[ours]} {words} {names[theirs]} on {env_id} ({step // 1000}k steps, size {size})"
     scores = []
     for agent in (ours, theirs):
-        rows = runs.load(*(out for out in report.main_runs(agent, size, root) if report.on_task(out, env_id)))
+        rows = report.main_rows(agent, env_id, size, root)
         scores.append(report.score_at(rows, step) if len(rows) else pd.Series(dtype=float))
     return Claim(chapter, text, *difference(*scores, at_least="at least" in words))
 
