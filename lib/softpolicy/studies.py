@@ -222,7 +222,8 @@ MAZE_SMALL = Study(
     | {"lsac": ("LSAC", "lsac", ROUTES | dict(refine_lr=5e-5))},
 )  # fmt: skip
 
-# DSAC-T with LSAC's step size, under the protocol of the main runs: how much of LSAC's lead over DSAC-T is the rate?
+# Under the protocol of the main runs: DSAC-T with LSAC's step size (how much of LSAC's lead over DSAC-T is the rate?),
+# and LSAC without synthetic data (is it those that cost it return?).
 LSAC_CONTROLS = Study(
     protocol=dict(env_id="HalfCheetah-v5", seeds=[0, 1, 2], steps=100_000, warmup=10_000, eval_every=5_000,
                   eval_episodes=10, checkpoint_every=20_000),
@@ -230,8 +231,10 @@ LSAC_CONTROLS = Study(
     variants={
         "dsact-lr-1e-3": (FASTER, "dsact", dict(lr=1e-3)),
         "dsact-lr-1e-3-dmc": (f"{FASTER}, cheetah-run", "dsact", dict(lr=1e-3)),
+        "real": ("LSAC, real data only", "lsac", REAL),
+        "real-dmc": ("LSAC, real data only, cheetah-run", "lsac", REAL),
     },
-    tasks={"dsact-lr-1e-3-dmc": "dm_control/cheetah-run"},
+    tasks={k: "dm_control/cheetah-run" for k in ("dsact-lr-1e-3-dmc", "real-dmc")},
 )  # fmt: skip
 
 # The protocol of LSAC's authors, twenty steps of as many environments for an update, at the steps of the main runs. Of
