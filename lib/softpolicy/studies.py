@@ -1,7 +1,7 @@
 """Recorded studies: named sets of runs of one protocol that differ in a setting or two.
 
 `python -m softpolicy.studies langevin --out data/runs/langevin-ablations` makes or resumes the runs of a study, a
-folder each. Studies never count in verdicts between agents (`report.main_runs`).
+folder each. Their rows are no main runs (`report.main_runs`); a claim that is judged by them names their setting.
 """
 
 from __future__ import annotations
@@ -231,7 +231,6 @@ LSAC_CONTROLS = Study(
     variants={
         "dsact-lr-1e-3": (FASTER, "dsact", dict(lr=1e-3)),
         "dsact-lr-1e-3-dmc": (f"{FASTER}, cheetah-run", "dsact", dict(lr=1e-3)),
-        "real": ("LSAC, real data only", "lsac", REAL),
         "real-dmc": ("LSAC, real data only, cheetah-run", "lsac", REAL),
     },
     tasks={k: "dm_control/cheetah-run" for k in ("dsact-lr-1e-3-dmc", "real-dmc")},

@@ -1,6 +1,8 @@
 """What holds of every agent: its settings reach its update, its random streams differ, it acts as it is told."""
 
+import dataclasses
 import importlib
+import math
 import pkgutil
 
 import pytest
@@ -41,6 +43,21 @@ def test_training_takes_a_random_particle_and_evaluation_the_chosen_one(agent):
     )
     drawn = [a.act(obs, rng.generators([0, 1], "act"), select) for select in (None, "random", "best")]
     assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
+@pytest.mark.parametrize("name", ["sac", "dsact", "lsac"])
+@pytest.mark.parametrize("log_std", [-4.0, -3.0])
+def test_the_entropy_that_is_reported_is_the_policys(name, log_std):
+    """In nats: of narrow Gaussians around 0, where tanh is the identity, A (log sigma + log(2 pi e) / 2)."""
+    (batch,) = random_batches([0], 1, 2_000)
+    a = importlib.import_module(f"softpolicy.agents.{name}").Config(width=8, batch=2_000)
+    a = (dataclasses.replace(a, replicas=1, diffusion=False, mix=0.0) if name == "lsac" else a).build(5, 2, [0])
+    last = a.actor.body.layers[-1]
+    with torch.no_grad():
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor([0.0, 0.0, log_std, log_std]))
+    info = a.update(batch)
+    assert info["entropy"].item() == pytest.approx(2 * (log_std + 0.5 * math.log(2 * math.pi * math.e)), abs=0.1)
 
 
 @pytest.mark.parametrize("kind", ["asgld", "sgld", "psgld"])

@@ -153,9 +153,10 @@ def test_cost_counts_the_fits(tmp_path, rate, word):
 @pytest.mark.parametrize(
     ("control", "word"), [(9.0, "not reproduced"), (1.0, "reproduced"), (5.0, "undecided"), (None, "not run")]
 )
-def test_lsac_is_compared_with_a_control_task_by_task(monkeypatch, tmp_path, control, word):
-    """LSAC returns about 5 on HalfCheetah-v5, and there is no run on the other task."""
-    returns = {"main": 5.0, "dsact-lr-1e-3": control}
+@pytest.mark.parametrize("variant", studies.LSAC_CONTROLS.variants)
+def test_lsac_is_compared_with_its_controls_task_by_task(monkeypatch, tmp_path, variant, control, word):
+    """LSAC returns about 5 on the control's task, there is no run of it on the other, and of no other control."""
+    returns, here = {"main": 5.0, variant: control}, studies.protocol(studies.LSAC_CONTROLS, variant)["env_id"]
 
     def load(*folders):
         found = [returns.get(folder.name) for folder in folders]
@@ -163,8 +164,27 @@ def test_lsac_is_compared_with_a_control_task_by_task(monkeypatch, tmp_path, con
         return pd.DataFrame(rows)
 
     monkeypatch.setattr(report, "main_runs", lambda *_: [tmp_path / "main"])
-    monkeypatch.setattr(report, "on_task", lambda out, task: task == "HalfCheetah-v5")
+    monkeypatch.setattr(report, "on_task", lambda out, task: task == here)
     monkeypatch.setattr(runs, "load", load)
-    here, there = about_lsac.control_claims(tmp_path)
-    assert here.verdict == word and "DSAC-T with LSAC's step size on HalfCheetah-v5" in here.claim
-    assert there.verdict == "not run" and "dm_control/cheetah-run" in there.claim
+    for name, claim in zip(studies.LSAC_CONTROLS.variants, about_lsac.control_claims(tmp_path), strict=True):
+        assert studies.protocol(studies.LSAC_CONTROLS, name)["env_id"] in claim.claim
+        assert claim.verdict == (word if name == variant else "not run")
+
+
+def test_end_and_course_of_training_are_told_apart(monkeypatch, tmp_path):
+    """A run that begins well and ends badly: DSAC-T's control is about the end, that of the data about the course."""
+    course = {"main": [0.0] * 9 + [3.0, 3.0, 3.0], "control": [9.0] * 9 + [1.0, 1.0, 1.0]}
+
+    def load(*folders):
+        rows = course["main" if folders[0].name == "main" else "control"]
+        return pd.DataFrame(
+            [{"run": "a", "seed": s, "step": 100_000 - 11 + k, "return": r + s / 100}
+             for s in range(3) for k, r in enumerate(rows)]
+        )  # fmt: skip
+
+    monkeypatch.setattr(report, "main_runs", lambda *_: [tmp_path / "main"])
+    monkeypatch.setattr(report, "on_task", lambda *_: True)
+    monkeypatch.setattr(runs, "load", load)
+    verdicts = {c.claim: c.verdict for c in about_lsac.control_claims(tmp_path)}
+    assert {v for k, v in verdicts.items() if "DSAC-T" in k} == {"reproduced"}
+    assert {v for k, v in verdicts.items() if "real data" in k} == {"not reproduced"}

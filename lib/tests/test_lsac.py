@@ -193,6 +193,21 @@ def test_step_sizes_fall_to_half():
         assert built.opts["policy"].param_groups[0]["lr"] == pytest.approx(1e-4 * factor, rel=1e-5)
 
 
+def test_return_samples_of_the_target_are_cut_at_xi(monkeypatch):
+    """z is a standard normal number cut at +-xi: in size at most xi, and that at a share of 2 (1 - Phi(xi))."""
+    built, seen, compute = agent(xi=0.7), [], lsac.soft_targets
+
+    def note(batch, mean, std, z, *others):
+        seen.append(z)
+        return compute(batch, mean, std, z, *others)
+
+    monkeypatch.setattr(lsac, "soft_targets", note)
+    built.targets(rows_of([0], 3, 4_000))
+    (z,) = seen
+    assert z.shape == (1, 3, 2, 4_000) and z.abs().max().item() == pytest.approx(0.7)
+    assert (z.abs() == z.abs().max()).float().mean().item() == pytest.approx(math.erfc(0.7 / math.sqrt(2)), abs=0.02)
+
+
 def test_policy_temperature_and_targets_move_every_second_update():
     built, batches = agent(), rows_of([0], 4, 24)
     slow = lambda: [*built.actor.parameters(), *built.target.parameters(), *built.target_actor.parameters()]  # noqa: E731

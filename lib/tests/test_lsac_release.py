@@ -1,4 +1,5 @@
-"""The update of LSAC's released code, all of its departures at once, against plain code: a loop over networks."""
+"""The update of `lsac.RELEASE`, all of its departures at once, against plain code: a loop over networks. (The order of
+the steps is ours: the policy climbs critics that have made theirs.)"""
 
 import math
 

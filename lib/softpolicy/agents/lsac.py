@@ -106,7 +106,8 @@ class Config:
 
 
 # Critic and policy updates as in the authors' released code, with the one repair that it needs to run (the replica that
-# refines new data exists). The size of the diffusion model, how it is fitted, and the protocol of a run stay ours.
+# refines new data exists), and but for their order: here the policy climbs critics that have made their step. The size
+# of the diffusion model, how it is fitted, and the protocol of a run stay ours.
 RELEASE = dict(sigma_grad=False, select="code_exp", mix=0.0, leak=True, noise_scale=1e-8, refine="adam",
                writeback=False, n_synth=256, l2_norm=1e-4, share_b=True, copies=True)  # fmt: skip
 
