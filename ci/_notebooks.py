@@ -162,8 +162,10 @@ def outcome(process, out, log):
     wrong = problem(out)
     if not wrong and not process.returncode:
         return None
-    failed = [error for cell in code_cells(read(out) or {"cells": []}) for error in errors(cell)]
-    say(plain("\n".join(failed[0]["traceback"])) if failed else tail(log, 3))
+    failed = [(cell, error) for cell in code_cells(read(out) or {"cells": []}) for error in errors(cell)]
+    cell, error = failed[0] if failed else ({}, {})
+    if (cell.get("id"), error.get("ename")) != ("checks", "ValueError"):  # a bad parameter: one sentence says it
+        say(plain("\n".join(error["traceback"])) if failed else tail(log, 3))
     return wrong or "papermill failed after the last cell"
 
 

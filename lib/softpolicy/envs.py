@@ -117,11 +117,15 @@ def final_obs(obs: np.ndarray, info: dict) -> np.ndarray:
 
 def _gymnasium(env_id: str) -> gym.Env:
     try:
-        return gym.make(env_id, disable_env_checker=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of ids that cannot be made any more: told below
+            return gym.make(env_id, disable_env_checker=True)
     except gym.error.DependencyNotInstalled as e:
         raise ValueError(f"{env_id} needs a package that is missing: {e}") from None
     except (gym.error.Error, ImportError) as e:
-        close = difflib.get_close_matches(env_id, [known for known in gym.registry if known != env_id], n=3)
+        left = lambda spec: "mujoco_py" in str(spec.entry_point)  # noqa: E731  gymnasium, but for their names
+        known = [k for k, spec in gym.registry.items() if k != env_id and not left(spec)]
+        close = difflib.get_close_matches(env_id, known, n=3)
         hint = f"did you mean {', '.join(close)}?" if close else "give a gymnasium id such as HalfCheetah-v5"
         raise ValueError(f"unknown environment '{env_id}' ({e}); {hint}") from None
 

@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import fcntl
@@ -103,21 +104,22 @@ class Run:
                 f.flush()
                 os.fsync(f.fileno())
         except OSError as e:
-            raise RunError(
-                f"{path} could not be written ({e.strerror}); make room, then start the same command again"
-            ) from None
+            raise not_written(path, e) from None
 
     def trim(self, step: int) -> None:
         """Drop rows later than `step` (they will be made again, equal) and a last line cut short."""
         for name in ("rows.csv", "timing.csv"):
             path = self.out / name
             if path.exists():
-                head, *lines = path.read_text().splitlines(keepends=True) or [""]
-                if not head.endswith("\n"):
+                try:
+                    head, *lines = path.read_text().splitlines(keepends=True) or [""]
+                    kept = [li for li in lines if li.endswith("\n") and int(li.split(",", 1)[0]) <= step]
+                except (OSError, ValueError) as e:
+                    raise RunError(f"{path} cannot be read ({e}); mend it, or give another folder") from None
+                if head.endswith("\n"):
+                    write_atomically(path, "".join([head, *kept]).encode())
+                else:
                     path.unlink()
-                    continue
-                kept = [li for li in lines if li.endswith("\n") and int(li.split(",", 1)[0]) <= step]
-                write_atomically(path, "".join([head, *kept]).encode())
 
     def save_checkpoint(self, state: dict) -> None:
         """Write the checkpoint atomically: a crash at any moment leaves the old one or the new one."""
@@ -148,10 +150,25 @@ def read_checkpoint(out: Path, identity: dict, *kinds: str) -> dict | None:
         raise RunError(f"{path} {why_not_loaded(e)}") from None
     if not isinstance(state, dict) or state.get("format") != FORMAT:
         raise RunError(f"{path} was not written by this library ({FORMAT}); it was left as it is: give another folder")
-    check_same(complete(state["identity"]), identity, path)
-    if kinds and state["device"] not in kinds:
-        check_same({"device": state["device"]}, {"device": kinds[0]}, path)
+    with of_this_version(path):
+        found, device = complete(state["identity"]), state["device"]
+    check_same(found, identity, path)
+    if kinds and device not in kinds:
+        check_same({"device": device}, {"device": kinds[0]}, path)
     return state
+
+
+@contextlib.contextmanager
+def of_this_version(path: Path):
+    """RunError if what is taken from the checkpoint `path` in this block is not there or does not fit."""
+    try:
+        yield
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as e:
+        reason = f"{type(e).__name__}: {str(e).splitlines()[0] if str(e) else ''}"
+        raise RunError(
+            f"{path} does not fit this version of the library ({reason}); go on with the commit that the last slice in"
+            " manifest.json names, or give another folder"
+        ) from None
 
 
 def saved(out) -> tuple[dict, dict]:
@@ -208,11 +225,21 @@ def write_atomically(path: Path, data) -> None:
         os.replace(tmp, path)
     except (OSError, RuntimeError) as e:  # torch raises the second kind where a checkpoint cannot be written
         tmp.unlink(missing_ok=True)
-        reason = getattr(e, "strerror", None) or str(e).splitlines()[0]
-        raise RunError(
-            f"{path} could not be written ({reason}); make room, then start the same command again: what was"
-            " written before is intact"
-        ) from None
+        raise not_written(path, e) from None
+
+
+def not_written(path: Path, e: Exception) -> RunError:
+    """Why `path` could not be written and what to do. The system's reason may stand behind an error of torch."""
+    cause = e
+    while not isinstance(cause, OSError) and cause.__context__ is not None:
+        cause = cause.__context__
+    reason = getattr(cause, "strerror", None) or str(e).splitlines()[0]
+    full = getattr(cause, "errno", None) in (None, errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+    advice = "make room" if full else "mend that"
+    return RunError(
+        f"{path} could not be written ({reason}); {advice}, then start the same command again: what was written before"
+        " is intact"
+    )
 
 
 def write_table(path: Path, table: pd.DataFrame) -> None:

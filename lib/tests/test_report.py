@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from softpolicy import claims, plots, report, runs
+from softpolicy import claims, plots, report, runs, stats
 from softpolicy.agents import sac
 from softpolicy.claims import langevin, verdicts
 
@@ -256,6 +256,19 @@ def test_learning_curves_show_every_seed_and_say_their_scale(tmp_path):
     bold = [line for line in ax.lines if line.get_linewidth() > 1]
     assert sorted(line.get_ydata()[0] for line in thin) == [1.0, 2.0, 6.0]
     assert np.allclose(bold[0].get_ydata(), 3.0) and len(bold) == 1
+    (band,) = ax.collections
+    low, high = stats.stratified_bootstrap([1.0, 2.0, 6.0], np.mean)
+    heights = band.get_paths()[0].vertices[:, 1]
+    assert (heights.min(), heights.max()) == pytest.approx((low, high)) and low < 3 < high
+    plt.close(fig)
+
+
+def test_a_learning_curve_may_show_the_interquartile_mean(tmp_path):
+    """Of 0, 1, 2, 3, 4, 5, 6, 100 that of the middle four, 3.5, whatever the largest is."""
+    rows = runs.load(write_run(tmp_path, "HalfCheetah-v5", [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 100.0], 200_000))
+    fig = plots.learning_curves(rows, aggregate=stats.iqm)
+    (bold,) = (line for line in fig.axes[0].lines if line.get_linewidth() > 1)
+    assert np.allclose(bold.get_ydata(), 3.5)
     plt.close(fig)
 
 

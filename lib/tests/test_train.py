@@ -12,6 +12,7 @@ import subprocess
 import threading
 import time
 import weakref
+from pathlib import Path
 
 import gymnasium as gym
 import numpy as np
@@ -32,22 +33,20 @@ from softpolicy.train.loop import stop_signals
 
 @pytest.mark.parametrize("env_id", ["Hopper-v5", "dm_control/cheetah-run"])
 def test_killed_at_random_moments_a_run_ends_with_exactly_the_rows_of_an_uninterrupted_one(tmp_path, env_id):
-    steps, often = 900, dict(checkpoint_every=70)
+    """Each kill comes after a checkpoint of the slice it ends, at most some hundred steps later: while the run steps,
+    evaluates, or writes."""
+    steps, often = 700, dict(checkpoint_every=50)
     whole = call(tmp_path / "whole", env_id, steps, **often)
     assert whole.returncode == 0, whole.stderr
+    clock = pd.read_csv(tmp_path / "whole/timing.csv").set_index("step")["seconds"]
+    hundred = (clock.loc[700] - clock.loc[100]) / 6
     cut, g = tmp_path / "cut", np.random.default_rng()  # new random moments in every test run
+    written = lambda: (cut / "checkpoint.pt").stat().st_mtime_ns if (cut / "checkpoint.pt").exists() else 0  # noqa: E731
     for kills in range(3):
+        seen, wanted = {written()}, 2 if kills else 3  # a run begins with a checkpoint of step 0
         p = subprocess.Popen(command(cut, env_id, steps, **often), stderr=subprocess.PIPE, text=True)
-        ahead = g.integers(70, 140)  # steps past those of the last checkpoint
-
-        def far_enough(kills=kills, ahead=ahead):
-            if not (cut / "manifest.json").exists():
-                return False
-            m = runs.manifest(cut)
-            return len(m["slices"]) > kills and m["step"] >= m["slices"][-1]["from_step"] + ahead
-
-        until(far_enough, p)
-        time.sleep(g.uniform(0, 0.05))
+        until(lambda seen=seen, wanted=wanted: len(seen | {written()}) == wanted or seen.add(written()), p)
+        time.sleep(g.uniform(0, hundred))
         p.kill()
         p.wait()
         p.stderr.close()
@@ -57,6 +56,41 @@ def test_killed_at_random_moments_a_run_ends_with_exactly_the_rows_of_an_uninter
     resumed = [s["from_step"] for s in found["slices"]]
     assert found["status"] == "complete" and len(resumed) == 4 and resumed == sorted(set(resumed))
     assert rows_of(cut) == rows_of(tmp_path / "whole")
+
+
+class Killed(BaseException):
+    """Stands for a process that ends between two lines."""
+
+
+@pytest.mark.parametrize("moment", ["before rows", "between rows and their times", "before a checkpoint is in place"])
+def test_killed_while_it_writes_a_run_goes_on_to_the_same_rows(tmp_path, monkeypatch, moment):
+    train(TINY, "Line-v0", [0, 3], 120, tmp_path / "whole", **SHORT)
+    append, replace, left = runs.Run.append, os.replace, [2]  # the third time
+
+    def count():
+        left[0] -= 1
+        if left[0] < 0:
+            raise Killed
+
+    def killed_in_append(self, name, rows):
+        if name == ("rows.csv" if moment == "before rows" else "timing.csv"):
+            count()
+        append(self, name, rows)
+
+    def killed_in_replace(source, target):
+        if Path(target).name == "checkpoint.pt":
+            count()
+        replace(source, target)
+
+    with monkeypatch.context() as m, pytest.raises(Killed):
+        m.setattr(
+            *((os, "replace", killed_in_replace) if "checkpoint" in moment else (runs.Run, "append", killed_in_append))
+        )
+        train(TINY, "Line-v0", [0, 3], 120, tmp_path / "cut", **SHORT)
+    train(TINY, "Line-v0", [0, 3], 120, tmp_path / "cut", **SHORT)
+    assert rows_of(tmp_path / "cut") == rows_of(tmp_path / "whole")
+    steps = [pd.read_csv(tmp_path / name / "timing.csv")["step"].tolist() for name in ("cut", "whole")]
+    assert steps[0] == steps[1] and not (tmp_path / "cut/checkpoint.pt.tmp").exists()
 
 
 def test_sigterm_leaves_a_checkpoint_and_the_run_goes_on_to_the_same_rows(tmp_path):

@@ -105,18 +105,53 @@ def foreign(_):
     return buffer.getvalue()
 
 
+def changed(change):
+    """A function of a checkpoint's bytes: those of the checkpoint with `change` made to its content."""
+
+    def spoil(data):
+        state, buffer = torch.load(io.BytesIO(data), weights_only=True), io.BytesIO()
+        change(state)
+        torch.save(state, buffer)
+        return buffer.getvalue()
+
+    return spoil
+
+
+def renamed(state):
+    nets = state["agent"]["nets"]
+    nets.update({f"other.{name}": nets.pop(name) for name in list(nets)})
+
+
 @pytest.mark.parametrize(
     ("spoil", "changes", "says"),
     [
         (lambda data: data[: len(data) // 2], {}, "damaged or no checkpoint"),
         (foreign, {}, "was not written by this library"),
+        (
+            changed(lambda state: state.pop("replay")),
+            {},
+            "does not fit this version of the library (KeyError: 'replay')",
+        ),
+        (changed(lambda state: state.pop("identity")), {}, "does not fit this version"),
+        (changed(renamed), {}, "does not fit this version"),
         (None, dict(gamma=0.5), "sac.gamma is 0.99 there and 0.5 here"),
         (None, dict(seeds=(2, 2)), "seeds must be distinct"),
         (None, dict(env_id="Hoper-v5"), "unknown environment 'Hoper-v5'"),
         (None, dict(steps=-5), "steps"),
         (None, dict(device="cuda:7"), "device 'cuda:7' cannot be used"),
     ],
-    ids=["damaged", "foreign", "settings", "seeds", "environment", "steps", "device"],
+    ids=[
+        "damaged",
+        "foreign",
+        "no replay",
+        "no identity",
+        "other networks",
+        "settings",
+        "seeds",
+        "environment",
+        "steps",
+        "device",
+    ],
 )
 def test_the_command_line_refuses_in_one_line_and_leaves_the_folder_alone(hopper, tmp_path, spoil, changes, says):
     out = tmp_path / "run"
@@ -138,6 +173,15 @@ def test_a_checkpoint_never_runs_code(finished, tmp_path):
     with pytest.raises(runs.RunError, match="damaged or no checkpoint"):
         again(finished)
     assert not (tmp_path / "ran").exists()
+
+
+def test_a_damaged_line_among_the_rows_is_told(finished):
+    rows = rows_of(finished)
+    (finished / "rows.csv").write_text(rows.replace("\n30,", "\nthirty,", 1))
+    before = contents(finished)
+    with pytest.raises(runs.RunError, match=r"rows.csv cannot be read .*thirty"):
+        again(finished)
+    assert contents(finished) == before
 
 
 def test_rows_without_their_checkpoint_are_not_overwritten(finished):
@@ -170,17 +214,17 @@ def test_fewer_steps_than_done_of_a_stopped_run_are_refused(finished):
         train(TINY, "Line-v0", [0], 50, finished, **SHORT)
 
 
-def test_a_full_disk_is_told_and_the_last_checkpoint_survives(tmp_path):
+def test_a_full_disk_is_told_and_the_last_checkpoint_survives(hopper, tmp_path):
     """A real limit on file size stands for the full disk: the growing checkpoint hits it."""
-    assert call(tmp_path / "probe", steps=100).returncode == 0
-    limit = int(1.5 * (tmp_path / "probe/checkpoint.pt").stat().st_size)
+    limit = int(1.5 * (hopper / "checkpoint.pt").stat().st_size)
 
     def small_disk():
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
     out = tmp_path / "run"
     p = subprocess.run(command(out, steps=1000), capture_output=True, text=True, preexec_fn=small_disk)
-    assert p.returncode == 2 and "could not be written" in p.stderr and p.stderr.count("\n") == 1
+    assert p.returncode == 2 and "could not be written (File too large); make room" in p.stderr
+    assert p.stderr.count("\n") == 1
     assert 0 < torch.load(out / "checkpoint.pt", weights_only=True)["step"] < 1000
     assert not list(out.glob("*.tmp"))
     p = call(out, steps=1000)

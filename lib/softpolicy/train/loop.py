@@ -48,7 +48,8 @@ class Loop:
             copies = [[], *([j] for j in range(1, self.n_envs))]
             self.obs, _ = self.envs.reset(seed=[rng.derive(s, "training", *j) for s in self.seeds for j in copies])
         else:
-            self.restore(state)
+            with runs.of_this_version(run.out / "checkpoint.pt"):
+                self.restore(state)
         run.trim(self.step)
         slices = [
             *run.manifest["slices"],
