@@ -222,6 +222,14 @@ MAZE_SMALL = Study(
     | {"lsac": ("LSAC", "lsac", ROUTES | dict(refine_lr=5e-5))},
 )  # fmt: skip
 
+# The first study with the robot in the place of the ball; its episodes are long, so fewer of them evaluate.
+MAZE_ANT = Study(
+    protocol=MAZE.protocol | dict(env_id="softpolicy/AntMaze-v0", eval_every=5_000, eval_episodes=2,
+                                  checkpoint_every=10_000),
+    common=MAZE.common,
+    variants={k: MAZE.variants[k] for k in ("sac", "dsact", "lsac")},
+)  # fmt: skip
+
 # Under the protocol of the main runs: DSAC-T with LSAC's step size (how much of LSAC's lead over DSAC-T is the rate?),
 # and LSAC without synthetic data (is it those that cost it return?).
 LSAC_CONTROLS = Study(
@@ -274,6 +282,7 @@ STUDIES = {
     "time-limit": TIME_LIMIT,
     "maze": MAZE,
     "maze-small": MAZE_SMALL,
+    "maze-ant": MAZE_ANT,
 }
 
 

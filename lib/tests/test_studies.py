@@ -20,6 +20,7 @@ RECORDED = {
     "lsac-twenty": studies.LSAC_TWENTY,
     "maze": studies.MAZE,
     "maze-small": studies.MAZE_SMALL,
+    "maze-ant": studies.MAZE_ANT,
     "time-limit": studies.TIME_LIMIT,
     "stein-controls": studies.STEIN_CONTROLS,
     **{f"multigoal/{layout}": study for layout, study in studies.MULTIGOAL.items()},
