@@ -47,8 +47,9 @@ STEPS = studies.MAZE.protocol["steps"]
 PLACE = "(PointMaze, 100k steps, 64 wide, 5 an update)"
 
 
-def write_maze(root, agent, coverage, counts, steps=STEPS):
-    """A run in the maze of two seeds, with the episodes of its final policy along routes NE, NW, EN and none."""
+def write_maze(root, agent, coverage, counts, steps=STEPS, found=(9, 9, 9, 9)):
+    """A run in the maze of two seeds, with the episodes of its final policy and those of training along routes NE, NW,
+    EN and none."""
     out = root / agent
     out.mkdir(parents=True)
     identity = {"agent": agent.replace("adam", "lsac"), "env_id": "softpolicy/PointMaze-v0", "warmup": steps // 2}
@@ -59,7 +60,7 @@ def write_maze(root, agent, coverage, counts, steps=STEPS):
     ways = {"NE": 1, "NW": 0, "EN": 1, "none": -1}
     rows = [
         {"source": source, "seed": seed, "goal": goal, "route": route, "count": n, "first": ""}
-        for source, many in (("policy", counts), ("training", [9, 9, 9, 9]))
+        for source, many in (("policy", counts), ("training", found))
         for seed in range(2)
         for (route, goal), n in zip(ways.items(), many, strict=True)
     ]
@@ -119,6 +120,16 @@ def test_maze_claims_follow_routes_and_coverage(tmp_path, ours, theirs, word):
     assert found[f"LSAC takes more routes {policy} than SAC without entropy {PLACE}"] == "not run"
     assert found[f"LSAC finds several routes in training {PLACE}"] == "reproduced"
     assert found[f"Baselines (SAC, DSAC-T) find one route or none in training {PLACE}"] == "not reproduced"
+
+
+def test_where_nobody_reaches_a_goal_nothing_is_said_of_routes(tmp_path):
+    for agent, coverage in (("lsac", [0.8, 0.9]), ("sac", [0.5, 0.6])):
+        write_maze(tmp_path, agent, coverage, [4, 0, 0, 96], found=[0, 0, 0, 9])
+    routes, *rest = about_lsac.maze_claims(about_lsac.maze_table(tmp_path))
+    assert (routes.claim, routes.verdict) == (f"LSAC takes several routes {PLACE}", "undecided")
+    assert {c.claim.split(" (")[0]: c.verdict for c in rest if c.verdict != "not run"} == {
+        "LSAC visits more of the maze than SAC": "reproduced"
+    }
 
 
 @pytest.mark.parametrize(
